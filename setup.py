@@ -1,0 +1,63 @@
+"""Builds the extensions; everything else about the package is in pyproject.toml.
+
+An extension that does not compile is left out, with a warning: the package then works with what is
+there (SOFTXENT_REQUIRE_EXTENSIONS=1 makes it an error, for those who build wheels).
+"""
+
+import os
+import platform
+import sys
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+WALK = "src/softxent/backends/cython/"
+POSIX = os.name == "posix"
+# No -ffast-math nor any part of it that reorders sums, and none of it at the link: see
+# CONTRIBUTING.md, "Flags".
+COMMON = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+# -march names of the levels need gcc 11 or clang 12; single features do not.
+V2 = ["-msse3", "-mssse3", "-msse4.1", "-msse4.2", "-mpopcnt"]
+V3 = [*V2, "-mavx", "-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt", "-mmovbe"]
+V4 = [*V3, "-mavx512f", "-mavx512cd", "-mavx512vl", "-mavx512bw", "-mavx512dq",
+      "-mprefer-vector-width=512"]
+X86 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
+LEVELS = {"v2": V2, "v3": V3, "v4": V4} if X86 and POSIX else {"generic": []}
+
+
+def extension(name: str, sources: list[str], flags: list[str], depends: list[str]) -> Extension:
+    """Describe one extension module of the package."""
+    posix = [*COMMON, *flags, "-pthread"]
+    return Extension(
+        f"softxent.{name}",
+        sources,
+        include_dirs=["src/softxent", WALK, numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        extra_compile_args=posix if POSIX else ["/O2", "/fp:precise"],
+        extra_link_args=["-pthread"] if POSIX else [],
+        depends=depends,
+    )
+
+
+walk_parts = [WALK + "_walk.pxi", WALK + "call.h", WALK + "elementary.h",
+              "src/softxent/_control.h"]
+extensions = [
+    extension("_native", ["src/softxent/_native.pyx", "src/softxent/_pool.c"], [],
+              ["src/softxent/_pool.h", "src/softxent/_control.h"]),
+    extension("backends.cython._bind", [WALK + "_bind.pyx"], [],
+              [WALK + "call.h", WALK + "elementary.h"]),
+    *(extension(f"backends.cython._walk_{level}", [f"{WALK}_walk_{level}.pyx"], flags, walk_parts)
+      for level, flags in LEVELS.items()),
+]
+extensions = cythonize(
+    extensions,
+    build_dir="build/cython",
+    include_path=[WALK],
+    compiler_directives={"language_level": "3", "boundscheck": False, "wraparound": False,
+                         "cdivision": True, "initializedcheck": False},
+)
+for built in extensions:
+    # cythonize() forgets `optional`.
+    built.optional = not os.environ.get("SOFTXENT_REQUIRE_EXTENSIONS")
+setup(ext_modules=extensions)

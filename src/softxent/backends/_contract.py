@@ -1,0 +1,147 @@
+"""What a backend is: the only file that dispatch, the run and every backend share.
+
+A backend never names a loss. It is handed a `Call`, raw arrays and numbers, and returns a `Task`
+that evaluates any range of its rows. Every check has been made before (`_problem.py`), except one
+that cannot be: a target's value is checked again when it is used, because another thread may have
+changed it.
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Op(enum.IntEnum):
+    """What the head makes of a row's sums; the compiled backends know these numbers."""
+
+    CROSS_ENTROPY = 0
+    LOGSUMEXP = 1
+    SOFTMAX = 2
+    LOG_SOFTMAX = 3
+
+
+class Key(NamedTuple):
+    """All that a backend may base a refusal on; hashable, so that plans can be cached.
+
+    dtype
+        "float32" or "float64", in any byte order.
+    order
+        "C" (unit class stride), "F" (unit row stride) or "strided" (anything else, foreign byte
+        order and misaligned elements included).
+    """
+
+    op: Op
+    dtype: str
+    order: str
+    wants_map: bool  # does the call fill an array of the logits' shape (gradient, softmax)?
+
+
+@dataclass(slots=True)
+class Call:
+    """One evaluation, for a backend's eyes: arrays as views of the caller's, nothing converted.
+
+    `rows` below is the shape that every per-row array has; logits and `out_map` have one more
+    axis, the classes, last. Arrays may have any strides, byte order and alignment.
+
+    op
+        What to compute.
+    logits
+        rows + (C,), float32 or float64. May be the same memory as `out_map`, element for element;
+        no other output overlaps an input.
+    targets
+        rows, any integer dtype, or None (`Op.LOGSUMEXP` and the softmaxes). Each is in [0, C), or
+        `ignore_index`.
+    ignore_index
+        A row with this target: loss and gradient are +0.0, its logits are never used. None: no
+        row is ignored.
+    sample_weight
+        rows, any integer, bool or float dtype, finite and >= 0; or None for 1. A row of weight 0 is
+        treated as an ignored one.
+    class_weight
+        (C,), contiguous native float64, finite and >= 0; or None for 1.
+    upstream
+        rows, a real dtype; or None for 1. Multiplies the gradient of its row.
+    scale
+        Multiplies every gradient: scalar upstream / divisor.
+    out_rows
+        rows, native float32 or float64, or None: the row values (weighted loss, not divided; lse).
+    out_map
+        logits' shape and dtype, or None: the gradient; softmax; log_softmax.
+    """
+
+    op: Op
+    logits: NDArray[np.floating]
+    targets: NDArray[np.integer] | None = None
+    ignore_index: int | None = None
+    sample_weight: NDArray[np.generic] | None = None
+    class_weight: NDArray[np.float64] | None = None
+    upstream: NDArray[np.generic] | None = None
+    scale: float = 1.0
+    out_rows: NDArray[np.floating] | None = None
+    out_map: NDArray[np.floating] | None = None
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows: the product of the rows' shape."""
+        n = 1
+        for length in self.logits.shape[:-1]:
+            n *= length
+        return n
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes, C >= 1."""
+        return self.logits.shape[-1]
+
+
+class Native(NamedTuple):
+    """A kernel as the pool calls it: `int64_t f(void *args, int64_t lo, int64_t hi, sx_control *)`.
+
+    `owner` keeps the memory behind `args` alive.
+    """
+
+    function: int
+    args: int
+    owner: object
+
+
+class Task(Protocol):
+    """A call bound to a kernel. Rows are numbered in C order of the rows' shape."""
+
+    #: The kernel's address and its arguments', for the native pool; None: Python only.
+    native: Native | None
+
+    def __call__(self, lo: int, hi: int, stopped: Callable[[], bool]) -> None:
+        """Evaluate rows lo <= i < hi. Asks `stopped()` at least every 2**22 elements."""
+
+
+class Backend(abc.ABC):
+    """One way to compute everything. Subclasses are final and hold no state of a call."""
+
+    #: The public name: what `backend=`, `set_backend` and `SOFTXENT_BACKEND` take.
+    name: str
+    #: Whether ranges of a call's rows may run side by side.
+    parallel: bool = True
+
+    @abc.abstractmethod
+    def availability(self) -> str:
+        """Return "available", or why it is not, in words for the user. Cheap after the first call."""
+
+    @abc.abstractmethod
+    def supports(self, key: Key) -> str | None:
+        """Return None if the backend can serve `key`, else why not."""
+
+    @abc.abstractmethod
+    def isa(self) -> str:
+        """Return the instruction set in use ("v2", "v3", "v4", "generic"), or "" if it has none."""
+
+    @abc.abstractmethod
+    def bind(self, call: Call) -> Task:
+        """Return the task that evaluates `call`."""
