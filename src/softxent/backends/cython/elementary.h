@@ -1,0 +1,287 @@
+/* The arithmetic of the compiled walks: exp by pieces, log and log1p, loads of foreign elements.
+
+   float32 logits: exp in float32, sums and heads in float64. float64 logits: all in float64.
+   NaN goes through every function here except sx_log (see there). -inf gives exp +0. +inf never
+   gets here: such rows are served by the slow lane.
+
+   exp(z) * 2^-n_ref, with n_ref an integer (the row's or the block's reference power), is
+
+       t = fma(z, log2 e, K)            K = magic + bias - n_ref: t - K is n, z in octaves, rounded
+       n = t - K                        exact
+       r = z - n ln2                    in two parts; |r| <= 0.3605 (the rounding of log2 e included)
+       p = 1 + r + r^2 q(r)             0.7 <= p <= 1.44
+       e = p * 2^(n - n_ref)            the power is read from the low bits of t
+
+   z is first raised to `low`, where n - n_ref is -bias and the power's bits are those of +0: that
+   is how small terms and -inf become exactly +0, without a compare. A product below the smallest
+   normal is flushed by the processor (sx_float_enter). A NaN takes no part in the max (its
+   compare is false), so it stays NaN in t, r, p and e, whatever its payload does to the power.
+
+   The bits of a result depend on z and n_ref alone. Since n and r do not know n_ref, changing the
+   reference is an exact shift.
+
+   Without FMA (level v2) ln2 is split in three parts short enough for n times the first two to be
+   exact, which holds for |z| <= SX_LIMIT only; the bits differ from those of v3 and v4.
+
+   Constants: tests/derive_constants.py prints them again, a test compares. */
+#ifndef SOFTXENT_ELEMENTARY_H
+#define SOFTXENT_ELEMENTARY_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__GNUC__) || defined(__clang__)
+#define SX_INLINE static inline __attribute__((always_inline))
+#else
+#define SX_INLINE static inline
+#endif
+
+/* A CPU whose compiler flags promise FMA: x86-64-v3 and up, aarch64. */
+#if defined(__FMA__) || defined(__aarch64__) || defined(_M_ARM64)
+#define SX_HAS_FMA 1
+#define sx_fma_f32 __builtin_fmaf
+#define sx_fma_f64 __builtin_fma
+#else
+#define SX_HAS_FMA 0
+SX_INLINE float sx_fma_f32(float a, float b, float c) { return a * b + c; }
+SX_INLINE double sx_fma_f64(double a, double b, double c) { return a * b + c; }
+#endif
+
+SX_INLINE float sx_f32_of_bits(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
+SX_INLINE uint32_t sx_bits_of_f32(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
+SX_INLINE double sx_f64_of_bits(uint64_t u) { double x; memcpy(&x, &u, 8); return x; }
+SX_INLINE uint64_t sx_bits_of_f64(double x) { uint64_t u; memcpy(&u, &x, 8); return u; }
+
+/* ---- constants ------------------------------------------------------------------------------ */
+
+#define SX_LOG2E 0x1.71547652b82fep+0
+/* ln2 to 53 bits, and what is missing. */
+#define SX_LN2 0x1.62e42fefa39efp-1
+#define SX_LN2_REST 0x1.abc9e3b39803fp-56
+/* ln2 to 32 bits (times an integer below 2^21: exact), and the rest. */
+#define SX_LN2_32 0x1.62e42feep-1
+#define SX_LN2_32_REST 0x1.a39ef35793c76p-33
+
+/* 1.5 * 2^23 and 1.5 * 2^52: adding one of them rounds to an integer, kept in the low bits. */
+#define SX_MAGIC_F32 0x1.8p+23
+#define SX_MAGIC_F64 0x1.8p+52
+#define SX_BIAS_F32 127
+#define SX_BIAS_F64 1023
+
+/* Largest |max| of a row that the pieces serve; beyond it the slow lane does. With FMA, n times
+   ln2's first part is exact in any case, and the limit keeps |r| within the polynomials' interval
+   (z times the rounding of log2 e: 2^20 * 1.3e-8 octaves; 2^40 * 1.4e-17). Without, n (13 bits)
+   times a part of ln2 (11 and 32 bits) must be exact. */
+#if SX_HAS_FMA
+#define SX_LIMIT_F32 0x1p20
+#define SX_LIMIT_F64 0x1p40
+#else
+#define SX_LIMIT_F32 4096.0
+#define SX_LIMIT_F64 4096.0
+#endif
+/* A block whose maximum lies this far below -SX_LIMIT cannot reach a row that is served here:
+   exp of the distance is 0 in either precision (exp(-745.2) is the least float64). */
+#define SX_OUT_OF_REACH 1024.0
+
+/* exp(r) = 1 + r + r^2 q(r) on |r| <= 0.3605, weighted minimax: relative error 2^-27.9. */
+#define SX_Q0_F32 0x1.fffffap-2f
+#define SX_Q1_F32 0x1.555470p-3f
+#define SX_Q2_F32 0x1.55598ep-5f
+#define SX_Q3_F32 0x1.125214p-7f
+#define SX_Q4_F32 0x1.69fc3ap-10f
+/* The same on |r| <= 0.3468: relative error 2^-57.9. */
+#define SX_Q0_F64 0x1.000000000000ap-1
+#define SX_Q1_F64 0x1.55555555554f9p-3
+#define SX_Q2_F64 0x1.5555555550830p-5
+#define SX_Q3_F64 0x1.1111111127d79p-7
+#define SX_Q4_F64 0x1.6c16c1843c49cp-10
+#define SX_Q5_F64 0x1.a01a0129efd04p-13
+#define SX_Q6_F64 0x1.a01999d7c6053p-16
+#define SX_Q7_F64 0x1.71df25ecc68dbp-19
+#define SX_Q8_F64 0x1.28ada61b74828p-22
+#define SX_Q9_F64 0x1.ad7efa65b8d9fp-26
+
+/* ---- exp ------------------------------------------------------------------------------------ */
+
+/* What exp needs of a reference power. */
+typedef struct { float k, low; } sx_power_f32;
+typedef struct { double k, low; } sx_power_f64;
+
+SX_INLINE sx_power_f32 sx_power_of_f32(double n_ref)
+{
+    sx_power_f32 power;
+    power.k = (float)(SX_MAGIC_F32 + SX_BIAS_F32 - n_ref);
+    power.low = (float)((n_ref - SX_BIAS_F32) * SX_LN2);
+    return power;
+}
+
+SX_INLINE sx_power_f64 sx_power_of_f64(double n_ref)
+{
+    sx_power_f64 power;
+    power.k = SX_MAGIC_F64 + SX_BIAS_F64 - n_ref;
+    power.low = (n_ref - SX_BIAS_F64) * SX_LN2;
+    return power;
+}
+
+/* <= 1 ulp (measured: docs/accuracy.md) where the result is normal, else +0. */
+SX_INLINE float sx_exp_f32(float z, float k, float low)
+{
+    float t, n, r, q, p;
+    z = low > z ? low : z;
+    t = sx_fma_f32(z, (float)SX_LOG2E, k);
+    n = t - k;
+#if SX_HAS_FMA
+    r = sx_fma_f32(n, -0x1.62e430p-1f, z);      /* ln2 to 24 bits: an exact difference */
+    r = sx_fma_f32(n, 0x1.05c610p-29f, r);
+    q = sx_fma_f32(SX_Q4_F32, r, SX_Q3_F32);
+    q = sx_fma_f32(q, r, SX_Q2_F32);
+    q = sx_fma_f32(q, r, SX_Q1_F32);
+    q = sx_fma_f32(q, r, SX_Q0_F32);
+    p = sx_fma_f32(sx_fma_f32(q, r, 1.0f), r, 1.0f);
+#else
+    float exact, last;
+    exact = (z - n * 0x1.62cp-1f) - n * 0x1.214p-12f;  /* ln2's leading 11 bits, the next 11 */
+    last = n * 0x1.fbe8e8p-23f;
+    r = exact - last;
+    q = SX_Q4_F32 * r + SX_Q3_F32;
+    q = q * r + SX_Q2_F32;
+    q = q * r + SX_Q1_F32;
+    q = q * r + SX_Q0_F32;
+    p = 1.0f + (exact + (r * r * q - last));    /* r's own rounding left out of the linear term */
+#endif
+    return p * sx_f32_of_bits(sx_bits_of_f32(t) << 23);
+}
+
+SX_INLINE double sx_exp_f64(double z, double k, double low)
+{
+    double t, n, r, q, p;
+#if !SX_HAS_FMA
+    double exact, last;
+#endif
+    z = low > z ? low : z;
+    t = sx_fma_f64(z, SX_LOG2E, k);
+    n = t - k;
+#if SX_HAS_FMA
+    r = sx_fma_f64(n, -SX_LN2, z);              /* an exact difference */
+    r = sx_fma_f64(n, -SX_LN2_REST, r);
+#else
+    exact = (z - n * SX_LN2_32) - n * 0x1.a39efp-33;  /* ln2's leading 32 bits, the next 21 */
+    last = n * SX_LN2_REST;
+    r = exact - last;
+#endif
+    q = sx_fma_f64(SX_Q9_F64, r, SX_Q8_F64);
+    q = sx_fma_f64(q, r, SX_Q7_F64);
+    q = sx_fma_f64(q, r, SX_Q6_F64);
+    q = sx_fma_f64(q, r, SX_Q5_F64);
+    q = sx_fma_f64(q, r, SX_Q4_F64);
+    q = sx_fma_f64(q, r, SX_Q3_F64);
+    q = sx_fma_f64(q, r, SX_Q2_F64);
+    q = sx_fma_f64(q, r, SX_Q1_F64);
+    q = sx_fma_f64(q, r, SX_Q0_F64);
+#if SX_HAS_FMA
+    p = sx_fma_f64(sx_fma_f64(q, r, 1.0), r, 1.0);
+#else
+    p = 1.0 + (exact + (r * r * q - last));
+#endif
+    return p * sx_f64_of_bits(sx_bits_of_f64(t) << 52);
+}
+
+/* 2^d for d <= 1023; +0 below -1022 (a sum that far down does not reach the result). */
+SX_INLINE double sx_pow2(double d)
+{
+    return d < -1022.0 ? 0.0 : sx_f64_of_bits((uint64_t)((int64_t)d + 1023) << 52);
+}
+
+/* total + carry += x, without loss: `carry` takes what the addition rounds away. */
+SX_INLINE void sx_two_sum(double *total, double *carry, double x)
+{
+    double sum = *total + x, moved = sum - *total;
+    *carry += (*total - (sum - moved)) + (x - moved);
+    *total = sum;
+}
+
+/* n ln2 in two parts, as a logit: the low one returned. */
+SX_INLINE double sx_reference_low(double n, double *high)
+{
+#if SX_HAS_FMA
+    *high = n * SX_LN2;
+    return sx_fma_f64(n, SX_LN2_REST, sx_fma_f64(n, SX_LN2, -*high));
+#else
+    *high = n * SX_LN2_32;
+    return n * SX_LN2_32_REST;
+#endif
+}
+
+/* ---- log ------------------------------------------------------------------------------------ */
+
+/* k ln2 + log(1 + f), sqrt(1/2) <= 1 + f <= sqrt(2): with s = f / (2 + f), log(1 + f) is
+   2s + s R(s^2) = f - (f^2/2 - s (f^2/2 + R)). R by Chebyshev: relative error 2^-57.6. */
+SX_INLINE double sx_log_reduced(double f, double k)
+{
+    double s = f / (2.0 + f), w = s * s, half_square = 0.5 * f * f, q;
+    q = sx_fma_f64(0x1.2b59b713616c9p-3, w, 0x1.39fe42e9740a7p-3);
+    q = sx_fma_f64(q, w, 0x1.7462b58e46ebep-3);
+    q = sx_fma_f64(q, w, 0x1.c71c62e26208bp-3);
+    q = sx_fma_f64(q, w, 0x1.2492492df3ba9p-2);
+    q = sx_fma_f64(q, w, 0x1.99999999952ccp-2);
+    q = sx_fma_f64(q, w, 0x1.5555555555558p-1);
+    return k * SX_LN2_32
+           - ((half_square - (s * (half_square + q * w) + k * SX_LN2_32_REST)) - f);
+}
+
+/* log x, x normal, positive and finite. */
+SX_INLINE double sx_log(double x)
+{
+    uint64_t bits = sx_bits_of_f64(x);
+    int64_t k = (int64_t)(bits >> 52) - 1023;
+    double m = sx_f64_of_bits((bits & 0xfffffffffffffu) | 0x3ff0000000000000u);
+    if (m > 0x1.6a09e667f3bcdp+0) {            /* sqrt 2 */
+        m *= 0.5;
+        k += 1;
+    }
+    return sx_log_reduced(m - 1.0, (double)k);
+}
+
+/* log(1 + x), 0 <= x <= 1, relatively exact however small x is. */
+SX_INLINE double sx_log1p(double x)
+{
+    /* Above sqrt(2) - 1: 1 + x = 2 (1 + (x - 1) / 2), and x - 1 is exact from 1/2 on. */
+    return x > 0x1.a827999fcef32p-2 ? sx_log_reduced((x - 1.0) * 0.5, 1.0)
+                                    : sx_log_reduced(x, 0.0);
+}
+
+/* ---- floating-point state ------------------------------------------------------------------- */
+
+/* Kernels run with subnormals flushed and read as zero (rows of subnormal probabilities would
+   take 8 times as long), rounding to nearest, nothing trapped; the caller's state comes back
+   whole, its sticky flags included. */
+#if defined(__SSE__) || defined(_M_X64)
+#include <xmmintrin.h>
+typedef unsigned int sx_float_state;
+SX_INLINE sx_float_state sx_float_enter(void)
+{
+    sx_float_state state = _mm_getcsr();
+    _mm_setcsr(0x1f80u | 0x8040u);
+    return state;
+}
+SX_INLINE void sx_float_leave(sx_float_state state) { _mm_setcsr(state); }
+#elif defined(__aarch64__) && defined(__GNUC__)
+typedef uint64_t sx_float_state;
+SX_INLINE sx_float_state sx_float_enter(void)
+{
+    sx_float_state state, ours = (uint64_t)1 << 24;  /* FZ */
+    __asm__ volatile("mrs %0, fpcr" : "=r"(state));
+    __asm__ volatile("msr fpcr, %0" : : "r"(ours));
+    return state;
+}
+SX_INLINE void sx_float_leave(sx_float_state state)
+{
+    __asm__ volatile("msr fpcr, %0" : : "r"(state));
+}
+#else
+typedef int sx_float_state;
+SX_INLINE sx_float_state sx_float_enter(void) { return 0; }
+SX_INLINE void sx_float_leave(sx_float_state state) { (void)state; }
+#endif
+#endif
