@@ -1,0 +1,36 @@
+"""softxent: softmax cross-entropy on CPU, fast and right to the last bits.
+
+NumPy arrays in, loss and gradient out. Importing starts no thread and compiles nothing.
+"""
+
+from softxent._explain import explain
+from softxent._info import show_versions
+from softxent._plan import BackendUnavailableError, Plan, available_backends, set_backend
+from softxent._threads import get_num_threads, register_threadpoolctl, set_num_threads
+from softxent.losses.cross_entropy import cross_entropy, cross_entropy_with_grad
+from softxent.pieces import log_softmax, logsumexp, softmax
+
+__all__ = [
+    "BackendUnavailableError",
+    "Plan",
+    "available_backends",
+    "cross_entropy",
+    "cross_entropy_with_grad",
+    "explain",
+    "get_num_threads",
+    "log_softmax",
+    "logsumexp",
+    "register_threadpoolctl",
+    "set_backend",
+    "set_num_threads",
+    "show_versions",
+    "softmax",
+]
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":
+        from importlib.metadata import version  # 20 ms that an import need not cost
+
+        return version("softxent")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,76 @@
+"""`explain`: the plan that a call would get."""
+
+from __future__ import annotations
+
+import math
+
+from softxent._plan import Plan, select
+from softxent.backends._contract import Key
+from softxent.losses import LOSSES
+
+_ORDERS = ("C", "F", "strided")
+
+
+def explain(
+    shape: tuple[int, ...],
+    dtype: str = "float32",
+    *,
+    order: str = "C",
+    loss: str = "cross_entropy",
+    targets: str = "classes",
+    grad: bool = True,
+    backend: str | None = None,
+    n_threads: int | None = None,
+) -> Plan:
+    """Return the plan of a call, without making it.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        The logits' shape, classes last.
+    dtype : {"float32", "float64"} or a NumPy dtype
+        The logits' dtype.
+    order : {"C", "F", "strided"}
+        Unit class stride, unit row stride, or neither.
+    loss : str
+        The loss's name.
+    targets : {"classes"}
+        Kind of targets.
+    grad : bool
+        With the gradient?
+    backend, n_threads
+        As the call would pass them.
+
+    Returns
+    -------
+    Plan
+        The very one the call would use; `print()` it.
+
+    Raises
+    ------
+    ValueError
+        An argument that names nothing.
+    BackendUnavailableError
+        `backend` cannot be used here.
+
+    Examples
+    --------
+    >>> import softxent as sx
+    >>> sx.explain((1024, 32000), backend="numpy").backend
+    'numpy'
+    """
+    name = getattr(dtype, "__name__", None) or str(dtype)
+    for what, value, known in (
+        ("dtype", name, ("float32", "float64")),
+        ("order", order, _ORDERS),
+        ("loss", loss, tuple(LOSSES)),
+    ):
+        if value not in known:
+            raise ValueError(f"{what} must be one of {known}, got {value!r}")
+    spec = LOSSES[loss]
+    if targets not in spec.targets:
+        raise ValueError(f"targets of {loss} must be one of {spec.targets}, got {targets!r}")
+    if not shape or any(length < 0 for length in shape) or shape[-1] == 0:
+        raise ValueError(f"shape must be (..., C) with C >= 1, got {shape}")
+    key = Key(spec.op, name, order, grad)
+    return select(key, math.prod(shape[:-1]), shape[-1], backend, n_threads)

@@ -1,0 +1,193 @@
+"""Which backend, and how many threads: pure, printable, decided from shapes and types alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from softxent import _threads
+from softxent._settings import Setting, environment
+from softxent.backends import BACKENDS, backend
+from softxent.backends._contract import Key
+
+# Work for which a second thread pays, in elements (rows x classes) of float32: the hand-off takes
+# 3-6 us, one thread moves 0.7-1.2 elements a ns. Measured on an EPYC (Zen 4, AVX-512), 2 cores, by
+# `python benchmarks/threads.py`, November 2026. float64 counts double.
+PARALLEL_FROM = 16_384
+# Rows are handed out in pieces of at least this many elements, and about this many pieces a
+# thread: small enough to even out cores of unequal speed, large against taking a piece (0.1 us).
+PIECE_FROM = 8_192
+PIECES_PER_THREAD = 8
+# Rows a kernel may want to treat together: a piece is a multiple of it where rows are short.
+ROWS_TOGETHER = 32
+
+
+class BackendUnavailableError(RuntimeError):
+    """The backend that was asked for cannot be used; the message says why, and which can."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one call is carried out; `print()` it.
+
+    Attributes
+    ----------
+    backend : str
+        "cython" or "numpy".
+    kernel : str
+        What runs: operation, dtype and layout.
+    isa : str
+        Instruction set: "v2", "v3", "v4" (x86-64 levels), "generic"; "" for NumPy's own.
+    n_threads : int
+        Threads that take part.
+    grain : int
+        Rows a thread takes at a time.
+    why : dict of str to str
+        Backend name: why it was chosen or passed over.
+    """
+
+    backend: str
+    kernel: str
+    isa: str
+    n_threads: int
+    grain: int
+    why: dict[str, str]
+
+    def __str__(self) -> str:
+        """Return the plan in lines for people."""
+        level = f" ({self.isa})" if self.isa else ""
+        threads = f"{self.n_threads} thread{'s' if self.n_threads > 1 else ''}"
+        lines = [f"{self.kernel}: {self.backend}{level}, {threads}, {self.grain} rows at a time"]
+        width = max(map(len, self.why))
+        lines += [f"  {name:<{width}}  {reason}" for name, reason in self.why.items()]
+        return "\n".join(lines)
+
+
+def _parse_backend(name: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(name)
+    return name
+
+
+def _check_name(name: str | None) -> str | None:
+    if name is None or name in BACKENDS:
+        return name
+    known = ", ".join(map(repr, BACKENDS))
+    if isinstance(name, str):
+        raise ValueError(f"backend must be one of {known}, or None for the fastest; got {name!r}")
+    raise TypeError(f"backend must be one of {known}, or None; got {type(name).__name__}")
+
+
+_setting: Setting[str | None] = Setting(None)
+
+
+def set_backend(name: str | None) -> object:
+    """Choose the backend of every call that does not name one.
+
+    A call sets the process's default; as a context manager it holds for the current context
+    (thread, task) and is undone at its end.
+
+    Parameters
+    ----------
+    name : {"cython", "numpy"} or None
+        None lets dispatch choose (or `SOFTXENT_BACKEND`, where that is set).
+
+    Returns
+    -------
+    context manager
+        Need not be entered.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If the backend cannot be used here.
+    ValueError, TypeError
+        If there is no backend of that name.
+
+    See Also
+    --------
+    available_backends : what can be chosen here, and why something cannot.
+    explain : what a call would use.
+
+    Examples
+    --------
+    >>> import numpy as np, softxent as sx
+    >>> with sx.set_backend("numpy"):
+    ...     sx.cross_entropy(np.array([[2.0, 0.0]]), [0])
+    0.1269280110429725
+    """
+    _check_name(name)
+    if name is not None:
+        _require(name)
+    return _setting.set(name)
+
+
+def available_backends() -> dict[str, str]:
+    """Return every backend's name with "available", or with the reason why it is not.
+
+    Examples
+    --------
+    >>> import softxent as sx
+    >>> sx.available_backends()["numpy"]
+    'available'
+    """
+    return {name: backend(name).availability() for name in BACKENDS}
+
+
+def _require(name: str) -> None:
+    reason = backend(name).availability()
+    if reason != "available":
+        others = [other for other, state in available_backends().items() if state == "available"]
+        raise BackendUnavailableError(
+            f"backend {name!r} cannot be used: {reason}; available: {', '.join(others)}"
+        )
+
+
+def select(
+    key: Key, n_rows: int, n_classes: int, requested: str | None, n_threads: int | None
+) -> Plan:
+    """Return the plan for one call.
+
+    `requested`, else `set_backend`, else `SOFTXENT_BACKEND` forces a backend; a forced one that
+    cannot serve raises `BackendUnavailableError`. Otherwise the first of `BACKENDS` that can.
+    """
+    forced = _check_name(requested) or _setting.get()
+    by = "asked for"
+    if forced is None:
+        forced = environment("SOFTXENT_BACKEND", _parse_backend, " or ".join(BACKENDS))
+        by = "SOFTXENT_BACKEND"
+    why: dict[str, str] = {}
+    chosen = ""
+    for name in BACKENDS:
+        if forced is not None and name != forced:
+            why[name] = f"not asked for: {forced} is"
+            continue
+        state = backend(name).availability() if not chosen else "available"
+        if state == "available" and not chosen:
+            state = backend(name).supports(key) or state
+        if state != "available":
+            why[name] = state
+        elif chosen:
+            why[name] = f"{chosen} comes first"
+        else:
+            chosen = name
+            why[name] = by if forced else "first of those that can"
+    if not chosen:
+        assert forced is not None
+        _require(forced)
+        raise BackendUnavailableError(f"backend {forced!r} cannot serve this call: {why[forced]}")
+    wanted = None if n_threads is None else _threads.check(n_threads)
+    threads, grain = _split(key, n_rows, n_classes, wanted if backend(chosen).parallel else 1)
+    kernel = f"{key.op.name.lower()} {key.dtype} {key.order}"
+    return Plan(chosen, kernel, backend(chosen).isa(), threads, grain, why)
+
+
+def _split(key: Key, n_rows: int, n_classes: int, n_threads: int | None) -> tuple[int, int]:
+    """Return the number of threads and the rows a thread takes at a time."""
+    elements = n_rows * n_classes * (2 if key.dtype == "float64" else 1)
+    threads = 1
+    if elements >= PARALLEL_FROM and n_rows > 1:
+        threads = min(_threads.effective_threads(n_threads), n_rows)
+    grain = max(-(-PIECE_FROM // n_classes), -(-n_rows // (PIECES_PER_THREAD * threads)), 1)
+    if grain > 1:
+        grain = -(-grain // ROWS_TOGETHER) * ROWS_TOGETHER
+    return threads, min(grain, max(n_rows, 1))

@@ -1,0 +1,397 @@
+"""From what a user typed to a `Problem`: every check and every error text of the road.
+
+Whatever passes here can be computed. Nothing is copied but what cannot be read in place (a class
+weight of another dtype, 16-bit or extended weights), and no output is touched.
+
+Order of checks: logits, targets, weights, reduction, outputs. A message says what must hold, what
+came, and what to do.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from softxent._sums import tree_sum
+from softxent.backends._contract import Call, Key
+
+if TYPE_CHECKING:
+    from softxent.losses._spec import Spec
+
+REDUCTIONS = ("none", "sum", "mean")
+#: Dtypes that kernels load as they are; the rest become float32 or float64 first.
+_LOADED = "bool, int8 … int64, uint8 … uint64, float32, float64"
+#: Rows whose weights are summed at a time: 512 KiB of float64.
+_CHUNK = 65_536
+
+
+@dataclass(slots=True)
+class Problem:
+    """A checked evaluation: what `_plan` chooses by, `_run` carries out.
+
+    call
+        What the kernel will see, outputs still missing.
+    key
+        What decides the backend.
+    reduction
+        "none", "sum" or "mean"; "none" for the pieces.
+    divisor
+        The mean's D; 1.0 otherwise.
+    rows_shape
+        Shape of the result under "none".
+    logits
+        The logits as given, and `axis`, the classes' axis of them: outputs take their layout.
+    out
+        The caller's output of the logits' shape, or None: a fresh one.
+    """
+
+    call: Call
+    key: Key
+    reduction: str
+    divisor: float
+    rows_shape: tuple[int, ...]
+    logits: NDArray[np.floating]
+    axis: int
+    out: NDArray[np.floating] | None
+
+
+def normalise(
+    spec: Spec,
+    logits: ArrayLike,
+    targets: ArrayLike | None = None,
+    *,
+    axis: SupportsIndex = -1,
+    class_weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None,
+    sample_weight: ArrayLike | None = None,
+    reduction: str = "none",
+    divisor: float | None = None,
+    wants_map: bool = False,
+    out: NDArray[np.floating] | None = None,
+    out_name: str = "out",
+    upstream: ArrayLike = 1.0,
+) -> Problem:
+    """Check one call of `spec` and describe it.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As docs/errors.md lists them; nothing has been written.
+    """
+    z = _logits(logits, targets)
+    last = _axis(axis, z)
+    moved = np.moveaxis(z, last, -1)
+    rows_shape = moved.shape[:-1]
+    n_classes = moved.shape[-1]
+    if n_classes == 0:
+        raise ValueError(
+            f"logits must have at least one class; axis {last} of shape {z.shape} has none"
+        )
+    call = Call(spec.op, moved if rows_shape else moved[np.newaxis])
+    call_rows = rows_shape or (1,)
+
+    if spec.targets:
+        y = _classes(targets, z, last, rows_shape)
+        call.ignore_index = None if ignore_index is None else _ignore_index(ignore_index)
+        _check_range(y, n_classes, call.ignore_index)
+        call.targets = y.reshape(call_rows) if not rows_shape else y
+    if sample_weight is not None:
+        s = _weights(sample_weight, "sample_weight", rows_shape, "one a row")
+        call.sample_weight = s.reshape(call_rows) if not rows_shape else s
+    if class_weight is not None:
+        v = _weights(class_weight, "class_weight", (n_classes,), "one a class")
+        call.class_weight = np.ascontiguousarray(v, np.float64)
+
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+    d = 1.0
+    if divisor is not None:
+        d = _divisor(divisor, reduction)
+    elif reduction == "mean":
+        d = mean_divisor(call)
+    if wants_map:
+        up = _upstream(upstream, reduction, rows_shape)
+        if isinstance(up, float):
+            call.scale = up / d if d else 0.0
+        else:
+            call.upstream = up
+        if out is not None:
+            inputs = {"targets": call.targets, "sample_weight": call.sample_weight,
+                      "class_weight": class_weight, "upstream": call.upstream}
+            out = _output(out, out_name, z, inputs)
+
+    key = Key(spec.op, "float64" if z.dtype.itemsize == 8 else "float32", _order(call.logits),
+              wants_map)
+    return Problem(call, key, reduction, d, rows_shape, z, last, out)
+
+
+def mean_divisor(call: Call) -> float:
+    """Return D of `call`: the weights s·v[target] of the rows that count, summed.
+
+    Without weights it is the number of rows whose target is not `ignore_index`.
+    """
+    assert call.targets is not None
+    y = call.targets
+    if call.sample_weight is None and call.class_weight is None:
+        if call.ignore_index is None:
+            return float(y.size)
+        return float(y.size - np.count_nonzero(y == call.ignore_index))
+    flat = y.reshape(-1)
+    s = None if call.sample_weight is None else call.sample_weight.reshape(-1)
+    parts = np.empty(-(-flat.size // _CHUNK))
+    for i in range(parts.size):
+        chunk = flat[i * _CHUNK : (i + 1) * _CHUNK]
+        counts = np.ones(chunk.shape, bool) if call.ignore_index is None else (
+            chunk != call.ignore_index)
+        if s is None:
+            weight = counts.astype(np.float64)
+        else:
+            weight = np.where(counts, s[i * _CHUNK : (i + 1) * _CHUNK], 0.0).astype(np.float64)
+        if call.class_weight is not None:
+            weight *= call.class_weight[np.where(counts, chunk, 0).astype(np.intp)]
+        parts[i] = tree_sum(weight)
+    return tree_sum(parts)
+
+
+# ---- logits --------------------------------------------------------------------------------------
+
+
+def _plain(array: ArrayLike, name: str) -> NDArray[Any]:
+    """Return `array` as a base-class ndarray: a view where it is an array."""
+    if isinstance(array, np.ma.MaskedArray):
+        if np.ma.is_masked(array):
+            raise TypeError(
+                f"{name} must not be a masked array with a mask set: masks would be lost; mark rows "
+                "with ignore_index or sample_weight=0, classes with -inf logits"
+            )
+        array = array.data
+    try:
+        return np.asarray(array)
+    except ValueError as error:
+        raise TypeError(f"{name} cannot be read as an array: {error}") from error
+
+
+def _logits(logits: ArrayLike, targets: ArrayLike | None) -> NDArray[np.floating]:
+    z = _plain(logits, "logits")
+    if z.dtype.kind != "f" or z.dtype.itemsize not in (4, 8):
+        cure = "convert them with logits.astype(numpy.float32)"
+        if z.dtype.kind in "iub" and np.ndim(targets) == z.ndim + 1:  # type: ignore[arg-type]
+            cure = "are logits and targets swapped? logits come first"
+        elif z.dtype.kind in "iub":
+            cure += "; class numbers are targets, the second argument"
+        raise TypeError(f"logits must be float32 or float64, got {z.dtype}; {cure}")
+    if z.ndim == 0:
+        raise ValueError(
+            "logits must have a class axis: shape (C,) for one row, (N, C) for N; got a scalar"
+        )
+    return z
+
+
+def _axis(axis: SupportsIndex, z: NDArray[np.floating]) -> int:
+    try:
+        last = operator.index(axis)
+    except TypeError:
+        raise TypeError(f"axis must be an integer, got {type(axis).__name__}") from None
+    if not -z.ndim <= last < z.ndim:
+        raise ValueError(f"axis {last} is out of range for logits of shape {z.shape}")
+    return last % z.ndim
+
+
+def _order(moved: NDArray[np.floating]) -> str:
+    if not moved.flags.aligned or not moved.dtype.isnative:
+        return "strided"
+    if moved.strides[-1] == moved.itemsize or moved.shape[-1] == 1:
+        return "C"
+    rows = [stride for stride, length in zip(moved.strides, moved.shape, strict=True)
+            if length != 1][:-1]
+    return "F" if rows and min(rows) == moved.itemsize else "strided"
+
+
+# ---- targets -------------------------------------------------------------------------------------
+
+
+def _classes(targets: ArrayLike | None, z: NDArray[np.floating], axis: int,
+             rows_shape: tuple[int, ...]) -> NDArray[np.integer]:
+    y = _plain(targets, "targets") if targets is not None else np.empty(0, object)
+    if y.size == 0 and not isinstance(targets, np.ndarray) and targets is not None:
+        y = y.astype(np.intp)  # an empty list has no dtype of its own
+    kind = y.dtype.kind
+    if kind not in "iu":
+        cure = {
+            "b": "for two classes pass targets.astype(numpy.intp)",
+            "f": "class numbers are integers: pass targets.astype(numpy.intp)",
+        }.get(kind, "pass an array of integer class numbers 0 … C-1")
+        if kind == "f" and y.shape == z.shape:
+            cure = ("probability targets are not supported yet; for one-hot rows pass "
+                    f"targets.argmax(axis={axis})")
+        raise TypeError(f"targets must be integers, got dtype {y.dtype}; {cure}")
+    if y.shape == rows_shape:
+        return y
+    if y.shape == z.shape:
+        raise ValueError(
+            f"integer targets must be class numbers of shape {rows_shape}, got the logits' own shape "
+            f"{y.shape}: one-hot rows? pass targets.argmax(axis={axis})"
+        )
+    message = (f"targets must have the logits' shape without axis {axis}: logits {z.shape} need "
+               f"targets of shape {rows_shape}, got {y.shape}")
+    fitting = [other for other in range(z.ndim)
+               if z.shape[:other] + z.shape[other + 1 :] == y.shape]
+    if fitting:
+        message += f"; is axis {fitting[0]} the classes'? pass axis={fitting[0]}"
+    elif y.size == math.prod(rows_shape):
+        message += f"; pass targets.reshape({rows_shape})"
+    raise ValueError(message)
+
+
+def _ignore_index(ignore_index: SupportsIndex) -> int:
+    try:
+        return operator.index(ignore_index)
+    except TypeError:
+        raise TypeError(
+            "ignore_index must be an integer, or None to ignore no row; got "
+            f"{type(ignore_index).__name__}"
+        ) from None
+
+
+def _check_range(y: NDArray[np.integer], n_classes: int, ignore_index: int | None) -> None:
+    if y.size == 0 or (y.min() >= 0 and y.max() < n_classes):
+        return
+    bad = (y < 0) | (y >= n_classes)
+    if ignore_index is not None:
+        bad &= y != ignore_index
+    first = int(np.argmax(bad))
+    at = np.unravel_index(first, y.shape)
+    if not bad[at]:
+        return
+    value = int(y[at])
+    where = f"[{', '.join(map(str, at))}]" if at else ""
+    advice = ["labels that start at 1? subtract 1"] if value == n_classes else []
+    advice.append(f"padding? pass ignore_index={value}")
+    raise IndexError(
+        f"targets{where} = {value} is out of range for {n_classes} classes (0…{n_classes - 1}); "
+        + "; ".join(advice)
+    )
+
+
+# ---- weights, reduction, divisor, upstream -------------------------------------------------------
+
+
+def _reals(array: ArrayLike, name: str) -> NDArray[Any]:
+    """Return real numbers that kernels can load, without a copy where they already can."""
+    a = _plain(array, name)
+    if a.dtype.kind in "biu" or (a.dtype.kind == "f" and a.dtype.itemsize in (4, 8)):
+        return a
+    if a.dtype.kind == "f" and a.dtype.itemsize == 2:
+        return a.astype(np.float32)
+    if a.dtype.kind == "f":
+        return a.astype(np.float64)
+    raise TypeError(f"{name} must be real numbers ({_LOADED}), got dtype {a.dtype}")
+
+
+def _weights(array: ArrayLike, name: str, shape: tuple[int, ...], meaning: str) -> NDArray[Any]:
+    w = _reals(array, name)
+    if w.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, {meaning}; got {w.shape}")
+    # A NaN makes both comparisons false.
+    if w.size == 0 or (w.min() >= 0 and w.max() < np.inf):
+        return w
+    bad = ~((w >= 0) & (w < np.inf))
+    at = np.unravel_index(int(np.argmax(bad)), w.shape)
+    where = f"[{', '.join(map(str, at))}]" if at else ""
+    raise ValueError(
+        f"{name} must be finite and >= 0, got {name}{where} = {w[at]}; a row or class that is not to "
+        "count has weight 0"
+    )
+
+
+def _divisor(divisor: float, reduction: str) -> float:
+    if reduction != "mean":
+        raise ValueError(
+            f"divisor replaces the mean's: it goes with reduction='mean', got {reduction!r}"
+        )
+    try:
+        d = float(divisor)
+    except (TypeError, ValueError):
+        raise TypeError(f"divisor must be a number, got {type(divisor).__name__}") from None
+    if not 0.0 <= d < math.inf:
+        raise ValueError(
+            f"divisor must be finite and > 0, or 0 (loss and gradient are then 0); got {d}"
+        )
+    return d
+
+
+def _upstream(
+    upstream: ArrayLike, reduction: str, rows_shape: tuple[int, ...]
+) -> float | NDArray[Any]:
+    if type(upstream) is float:
+        return upstream
+    u = _reals(upstream, "upstream")
+    if u.ndim == 0:
+        return float(u)
+    if reduction != "none" or u.shape != rows_shape:
+        wanted = f"a scalar or of shape {rows_shape}" if reduction == "none" else "a scalar"
+        raise ValueError(
+            f"upstream must be {wanted} with reduction={reduction!r}, got shape {u.shape}"
+        )
+    return u
+
+
+# ---- outputs -------------------------------------------------------------------------------------
+
+
+def _output(out: NDArray[np.floating], name: str, z: NDArray[np.floating],
+            inputs: dict[str, Any]) -> NDArray[np.floating]:
+    if not isinstance(out, np.ndarray) or np.ma.isMaskedArray(out):
+        raise TypeError(
+            f"{name} must be a NumPy array to write into, got {type(out).__name__}"
+        )
+    into = np.asarray(out)
+    if into.shape != z.shape:
+        raise ValueError(f"{name} must have the logits' shape {z.shape}, got {into.shape}")
+    if into.dtype.newbyteorder("=") != z.dtype.newbyteorder("="):
+        raise ValueError(f"{name} must have the logits' dtype {z.dtype}, got {into.dtype}")
+    if not into.flags.writeable:
+        raise ValueError(f"{name} is read-only; pass a writeable array or leave it out")
+    if _overlaps_itself(into):
+        raise ValueError(
+            f"{name} must not overlap itself, but strides {into.strides} of shape {into.shape} reach "
+            "some elements twice; pass a copy"
+        )
+    if np.may_share_memory(into, z) and not _same_memory(into, z) and _share(into, z):
+        raise ValueError(
+            f"{name} shares memory with logits but is not the same array; pass {name}=logits to "
+            "overwrite them in place, or an array of its own"
+        )
+    for other, array in inputs.items():
+        if isinstance(array, np.ndarray) and _share(into, array):
+            raise ValueError(f"{name} shares memory with {other}; pass an array of its own")
+    return into
+
+
+def _same_memory(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    return (a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
+            and a.strides == b.strides and a.dtype == b.dtype)
+
+
+def _share(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    # Exact for any layout that slicing makes; where the question is too hard, bounds decide.
+    try:
+        return bool(np.shares_memory(a, b, max_work=10_000))
+    except np.exceptions.TooHardError:
+        return True
+
+
+def _overlaps_itself(a: NDArray[Any]) -> bool:
+    # Whatever slices and transposes give is nested: each axis steps over all the smaller ones.
+    reach = a.itemsize
+    for stride, length in sorted(zip(map(abs, a.strides), a.shape, strict=True)):
+        if length > 1:
+            if stride < reach:
+                return True
+            reach += stride * (length - 1)
+    return a.size > 1 and reach < a.size * a.itemsize

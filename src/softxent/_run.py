@@ -1,0 +1,63 @@
+"""Carries a plan out: allocates outputs, runs the kernel over ranges, reduces. Nothing else calls
+kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softxent import _threads
+from softxent._plan import Plan, select
+from softxent._problem import Problem
+from softxent._sums import tree_sum
+from softxent.backends import backend
+
+
+def evaluate(problem: Problem, requested: str | None, n_threads: int | None) -> tuple[Any, Any]:
+    """Plan `problem` and carry it out.
+
+    Returns
+    -------
+    rows
+        "none": an array of the rows' shape, float32 (float64 for float64 logits). Else a float.
+    map
+        The array of the logits' shape, or None if the problem does not want one.
+    """
+    call = problem.call
+    plan = select(problem.key, call.n_rows, call.n_classes, requested, n_threads)
+    return execute(plan, problem)
+
+
+def execute(plan: Plan, problem: Problem) -> tuple[Any, Any]:
+    """Carry `plan` out; see `evaluate`."""
+    call = problem.call
+    keeps_rows = problem.reduction == "none"
+    # One value a row, in the rows' own order; float64 where it is to be summed unrounded.
+    dtype = np.float32 if keeps_rows and problem.key.dtype == "float32" else np.float64
+    call.out_rows = np.empty(call.n_rows, dtype)
+    out = problem.out
+    if problem.key.wants_map:
+        if out is None:
+            out = np.empty_like(problem.logits, order="K")
+        moved = np.moveaxis(out, problem.axis, -1)
+        call.out_map = moved if problem.rows_shape else moved[np.newaxis]
+    if problem.divisor == 0.0:
+        if out is not None:
+            out.fill(0.0)
+        return 0.0, out
+    if call.n_rows:
+        _threads.run(backend(plan.backend).bind(call), call.n_rows, plan.grain, plan.n_threads)
+    if keeps_rows:
+        return call.out_rows.reshape(problem.rows_shape), out
+    return tree_sum(call.out_rows) / problem.divisor, out
+
+
+def map_only(
+    problem: Problem, requested: str | None, n_threads: int | None
+) -> NDArray[np.floating]:
+    """Plan and carry out a problem that has no value a row; return its map."""
+    result: NDArray[np.floating] = evaluate(problem, requested, n_threads)[1]
+    return result

@@ -1,0 +1,163 @@
+"""`softxent demo`: a classifier of handwritten digits, trained through the library's kernels."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softxent._explain import explain
+from softxent.cli import CommandError
+from softxent.losses.cross_entropy import cross_entropy_with_grad
+
+#: Weight decay: held-out accuracy is flat (0.96-0.97) from 1e-4 to 1e-2.
+L2 = 1e-3
+ITERATIONS = 100
+#: Trainings of each kind that are timed, in turn.
+ROUNDS = 7
+
+Floats = NDArray[np.float64]
+#: From (logits, targets), the logits free to be overwritten: the mean loss, and its gradient.
+Loss = Callable[[Floats, NDArray[np.integer]], tuple[float, Floats]]
+
+
+def ours(logits: Floats, targets: NDArray[np.integer]) -> tuple[float, Floats]:
+    """Loss and gradient by this library, the gradient written over the logits."""
+    return cross_entropy_with_grad(logits, targets, grad_out=logits)
+
+
+def plain_numpy(logits: Floats, targets: NDArray[np.integer]) -> tuple[float, Floats]:
+    """Loss and gradient as one writes them by hand: stable, whole-array NumPy, in place."""
+    rows = np.arange(len(targets))
+    logits -= logits.max(axis=1, keepdims=True)
+    at_target = logits[rows, targets]
+    np.exp(logits, out=logits)
+    total = logits.sum(axis=1, keepdims=True)
+    loss = float(np.mean(np.log(total[:, 0]) - at_target))
+    logits /= total
+    logits[rows, targets] -= 1.0
+    logits /= len(targets)
+    return loss, logits
+
+
+def fit(
+    x: Floats, y: NDArray[np.integer], n_classes: int, loss_with_grad: Loss,
+    callback: Callable[[float], None] = lambda value: None,
+) -> Floats:
+    """Fit softmax regression by L-BFGS; return the weights, (features + 1) x classes."""
+    from scipy.optimize import minimize
+
+    x = np.column_stack([x, np.ones(len(x))])
+    logits = np.empty((len(x), n_classes))
+
+    def objective(flat: Floats) -> tuple[float, Floats]:
+        weights = flat.reshape(x.shape[1], n_classes)
+        np.matmul(x, weights, out=logits)
+        loss, grad = loss_with_grad(logits, y)
+        return loss + L2 / 2 * flat @ flat, (x.T @ grad + L2 * weights).ravel()
+
+    start = np.zeros(x.shape[1] * n_classes)
+    result = minimize(
+        objective, start, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS},
+        callback=lambda intermediate_result: callback(float(intermediate_result.fun)),
+    )
+    weights: Floats = result.x.reshape(x.shape[1], n_classes)
+    return weights
+
+
+def add(subparsers: Any) -> argparse.ArgumentParser:
+    """Declare the command."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "demo", help="train a classifier of handwritten digits"
+    )
+    parser.add_argument("--plot", metavar="FILE", help="draw the falling loss into FILE")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Train, time both losses in turn, and return the figures and the same as text."""
+    if options.plot:
+        _pyplot()  # before the work, if it is missing
+    x_train, x_test, y_train, y_test = _digits()
+    losses: list[float] = []
+    weights = fit(x_train, y_train, 10, ours, losses.append)
+    reference = fit(x_train, y_train, 10, plain_numpy)
+    accuracy, accuracy_numpy = (
+        float(np.mean((x_test @ w[:-1] + w[-1]).argmax(axis=1) == y_test))
+        for w in (weights, reference)
+    )
+    times: dict[str, list[float]] = {"softxent": [], "NumPy": []}
+    for _ in range(ROUNDS):
+        for name, loss in (("softxent", ours), ("NumPy", plain_numpy)):
+            begin = time.perf_counter()
+            fit(x_train, y_train, 10, loss)
+            times[name].append(time.perf_counter() - begin)
+    seconds = {name: statistics.median(values) for name, values in times.items()}
+    ratio = statistics.median(
+        n / s for n, s in zip(times["NumPy"], times["softxent"], strict=True))
+    plan = explain((len(x_train), 10), "float64")
+    figures = {
+        "train_rows": len(x_train), "test_rows": len(x_test), "losses": losses,
+        "held_out_accuracy": accuracy, "held_out_accuracy_numpy": accuracy_numpy,
+        "backend": plan.backend, "isa": plan.isa, "n_threads": plan.n_threads,
+        "seconds": seconds["softxent"], "seconds_numpy": seconds["NumPy"], "speedup": ratio,
+    }
+    if options.plot:
+        _plot(losses, options.plot)
+    shown = sorted({*range(0, len(losses), max(1, len(losses) // 8)), len(losses) - 1})
+    lines = [
+        f"softmax regression on handwritten digits: {len(x_train)} to learn from, "
+        f"{len(x_test)} held out, 64 pixels, 10 classes",
+        *(f"  iteration {i + 1:4}   loss {losses[i]:.6f}" for i in shown),
+        f"held-out accuracy  {accuracy:.4f}   (plain NumPy: {accuracy_numpy:.4f})",
+        f"backend            {plan.backend} {plan.isa}".rstrip()
+        + f", {plan.n_threads} thread{'s' if plan.n_threads > 1 else ''}",
+        f"training time      {seconds['softxent'] * 1e3:.1f} ms   (plain NumPy: "
+        f"{seconds['NumPy'] * 1e3:.1f} ms, {ratio:.1f} times as long; medians of {ROUNDS} in turn)",
+    ]
+    return figures, "\n".join(lines)
+
+
+def _digits() -> tuple[Floats, Floats, NDArray[np.integer], NDArray[np.integer]]:
+    try:
+        import scipy.optimize  # noqa: F401
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise CommandError(
+            f"needs scikit-learn and SciPy ({error}); pip install 'softxent[demo]'"
+        ) from error
+    x, y = load_digits(return_X_y=True)
+    parts = train_test_split(x / 16.0, y, test_size=0.25, random_state=0, stratify=y)
+    return tuple(parts)  # type: ignore[return-value]
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise CommandError(f"--plot needs Matplotlib ({error}); pip install 'softxent[plot]'"
+                           ) from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _plot(losses: list[float], file: str) -> None:
+    figure, axes = _pyplot().subplots(figsize=(6, 3.5), layout="constrained")
+    axes.semilogy(range(1, len(losses) + 1), losses)
+    axes.set(xlabel="iteration", ylabel="loss + weight decay",
+             title="Handwritten digits, softmax regression by L-BFGS")
+    try:
+        figure.savefig(file)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"cannot write the plot: {error}") from error
+    print(f"plot written to {file}", file=sys.stderr)
