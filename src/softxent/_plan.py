@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from softxent import _threads
-from softxent._settings import Setting, environment
+from softxent._settings import Setting, environment, snapshot
 from softxent.backends import BACKENDS, backend
 from softxent.backends._contract import Key
 
@@ -150,7 +151,21 @@ def select(
     `requested`, else `set_backend`, else `SOFTXENT_BACKEND` forces a backend; a forced one that
     cannot serve raises `BackendUnavailableError`. Otherwise the first of `BACKENDS` that can.
     """
+    wanted = None if n_threads is None else _threads.check(n_threads)
+    elements = n_rows * n_classes * (2 if key.dtype == "float64" else 1)
+    # Asking how many threads there are costs more than a small call should.
+    may = _threads.effective_threads(wanted) if elements >= PARALLEL_FROM and n_rows > 1 else 1
     forced = _check_name(requested) or _setting.get()
+    return _plan(key, n_rows, n_classes, forced, may, snapshot(_VARIABLES))
+
+
+_VARIABLES = ("SOFTXENT_BACKEND", "SOFTXENT_MAX_ISA")
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(key: Key, n_rows: int, n_classes: int, forced: str | None, n_threads: int,
+          environment_now: tuple[object, ...]) -> Plan:
+    # environment_now: what `environment` reads below, for the cache to tell plans apart.
     by = "asked for"
     if forced is None:
         forced = environment("SOFTXENT_BACKEND", _parse_backend, " or ".join(BACKENDS))
@@ -160,34 +175,29 @@ def select(
     for name in BACKENDS:
         if forced is not None and name != forced:
             why[name] = f"not asked for: {forced} is"
-            continue
-        state = backend(name).availability() if not chosen else "available"
-        if state == "available" and not chosen:
-            state = backend(name).supports(key) or state
-        if state != "available":
-            why[name] = state
         elif chosen:
             why[name] = f"{chosen} comes first"
         else:
-            chosen = name
-            why[name] = by if forced else "first of those that can"
+            state = backend(name).availability()
+            if state == "available":
+                state = backend(name).supports(key) or state
+            why[name] = state
+            if state == "available":
+                chosen = name
+                why[name] = by if forced else "first of those that can"
     if not chosen:
-        assert forced is not None
+        assert forced is not None, "the last backend serves everything"
         _require(forced)
         raise BackendUnavailableError(f"backend {forced!r} cannot serve this call: {why[forced]}")
-    wanted = None if n_threads is None else _threads.check(n_threads)
-    threads, grain = _split(key, n_rows, n_classes, wanted if backend(chosen).parallel else 1)
+    threads = min(n_threads, n_rows) if backend(chosen).parallel else 1
     kernel = f"{key.op.name.lower()} {key.dtype} {key.order}"
-    return Plan(chosen, kernel, backend(chosen).isa(), threads, grain, why)
+    return Plan(chosen, kernel, backend(chosen).isa(), threads, _grain(n_rows, n_classes, threads),
+                why)
 
 
-def _split(key: Key, n_rows: int, n_classes: int, n_threads: int | None) -> tuple[int, int]:
-    """Return the number of threads and the rows a thread takes at a time."""
-    elements = n_rows * n_classes * (2 if key.dtype == "float64" else 1)
-    threads = 1
-    if elements >= PARALLEL_FROM and n_rows > 1:
-        threads = min(_threads.effective_threads(n_threads), n_rows)
-    grain = max(-(-PIECE_FROM // n_classes), -(-n_rows // (PIECES_PER_THREAD * threads)), 1)
+def _grain(n_rows: int, n_classes: int, threads: int) -> int:
+    """Return the rows that a thread takes at a time."""
+    grain = max(-(-PIECE_FROM // n_classes), -(-n_rows // (PIECES_PER_THREAD * max(threads, 1))))
     if grain > 1:
         grain = -(-grain // ROWS_TOGETHER) * ROWS_TOGETHER
-    return threads, min(grain, max(n_rows, 1))
+    return max(1, min(grain, n_rows))

@@ -85,7 +85,7 @@ def normalise(
     """
     z = _logits(logits, targets)
     last = _axis(axis, z)
-    moved = np.moveaxis(z, last, -1)
+    moved = classes_last(z, last)
     rows_shape = moved.shape[:-1]
     n_classes = moved.shape[-1]
     if n_classes == 0:
@@ -128,6 +128,11 @@ def normalise(
     key = Key(spec.op, "float64" if z.dtype.itemsize == 8 else "float32", _order(call.logits),
               wants_map)
     return Problem(call, key, reduction, d, rows_shape, z, last, out)
+
+
+def classes_last(array: NDArray[Any], axis: int) -> NDArray[Any]:
+    """Return a view of `array` with the classes' axis (not negative) last."""
+    return array if axis == array.ndim - 1 else np.moveaxis(array, axis, -1)
 
 
 def mean_divisor(call: Call) -> float:
@@ -203,9 +208,10 @@ def _axis(axis: SupportsIndex, z: NDArray[np.floating]) -> int:
 
 
 def _order(moved: NDArray[np.floating]) -> str:
-    if not moved.flags.aligned or not moved.dtype.isnative:
+    flags = moved.flags
+    if not flags.aligned or not moved.dtype.isnative:
         return "strided"
-    if moved.strides[-1] == moved.itemsize or moved.shape[-1] == 1:
+    if flags.c_contiguous or moved.strides[-1] == moved.itemsize or moved.shape[-1] == 1:
         return "C"
     rows = [stride for stride, length in zip(moved.strides, moved.shape, strict=True)
             if length != 1][:-1]
@@ -353,7 +359,7 @@ def _output(out: NDArray[np.floating], name: str, z: NDArray[np.floating],
     into = np.asarray(out)
     if into.shape != z.shape:
         raise ValueError(f"{name} must have the logits' shape {z.shape}, got {into.shape}")
-    if into.dtype.newbyteorder("=") != z.dtype.newbyteorder("="):
+    if into.dtype != z.dtype and into.dtype.newbyteorder("=") != z.dtype.newbyteorder("="):
         raise ValueError(f"{name} must have the logits' dtype {z.dtype}, got {into.dtype}")
     if not into.flags.writeable:
         raise ValueError(f"{name} is read-only; pass a writeable array or leave it out")
@@ -362,7 +368,7 @@ def _output(out: NDArray[np.floating], name: str, z: NDArray[np.floating],
             f"{name} must not overlap itself, but strides {into.strides} of shape {into.shape} reach "
             "some elements twice; pass a copy"
         )
-    if np.may_share_memory(into, z) and not _same_memory(into, z) and _share(into, z):
+    if _share(into, z) and not _same_memory(into, z):
         raise ValueError(
             f"{name} shares memory with logits but is not the same array; pass {name}=logits to "
             "overwrite them in place, or an array of its own"
@@ -374,12 +380,14 @@ def _output(out: NDArray[np.floating], name: str, z: NDArray[np.floating],
 
 
 def _same_memory(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    return (a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
-            and a.strides == b.strides and a.dtype == b.dtype)
+    return a is b or (a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
+                      and a.strides == b.strides and a.dtype == b.dtype)
 
 
 def _share(a: NDArray[Any], b: NDArray[Any]) -> bool:
     # Exact for any layout that slicing makes; where the question is too hard, bounds decide.
+    if not np.may_share_memory(a, b):
+        return False
     try:
         return bool(np.shares_memory(a, b, max_work=10_000))
     except np.exceptions.TooHardError:
@@ -387,6 +395,8 @@ def _share(a: NDArray[Any], b: NDArray[Any]) -> bool:
 
 
 def _overlaps_itself(a: NDArray[Any]) -> bool:
+    if a.flags.c_contiguous or a.flags.f_contiguous:
+        return False
     # Whatever slices and transposes give is nested: each axis steps over all the smaller ones.
     reach = a.itemsize
     for stride, length in sorted(zip(map(abs, a.strides), a.shape, strict=True)):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from softxent import _threads
 from softxent._plan import Plan, select
-from softxent._problem import Problem
+from softxent._problem import Problem, classes_last
 from softxent._sums import tree_sum
 from softxent.backends import backend
 
@@ -42,14 +42,14 @@ def execute(plan: Plan, problem: Problem) -> tuple[Any, Any]:
     if problem.key.wants_map:
         if out is None:
             out = np.empty_like(problem.logits, order="K")
-        moved = np.moveaxis(out, problem.axis, -1)
+        moved = classes_last(out, problem.axis)
         call.out_map = moved if problem.rows_shape else moved[np.newaxis]
     if problem.divisor == 0.0:
         if out is not None:
             out.fill(0.0)
         return 0.0, out
     if call.n_rows:
-        _threads.run(backend(plan.backend).bind(call), call.n_rows, plan.grain, plan.n_threads)
+        _threads.run(backend(plan.backend).bind(call, plan.isa), call.n_rows, plan.grain, plan.n_threads)
     if keeps_rows:
         return call.out_rows.reshape(problem.rows_shape), out
     return tree_sum(call.out_rows) / problem.divisor, out

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+# Below this Python's own additions, the same ones, take less time than NumPy's calls.
+_FEW = 64
+
 
 def tree_sum(values: NDArray[np.float64]) -> float:
     """Return the sum of `values`, a contiguous float64 vector that is used up on the way.
@@ -14,8 +17,12 @@ def tree_sum(values: NDArray[np.float64]) -> float:
     NumPy's version, the processor or memory. Error: log2(n) roundings at the most.
     """
     n = values.size
-    if n == 0:
-        return 0.0
+    if n <= _FEW:
+        few = values.tolist() or [0.0]
+        while len(few) > 1:
+            half = (len(few) + 1) // 2
+            few = [a + b for a, b in zip(few, few[half:], strict=False)] + few[len(few) - half : half]
+        return float(few[0])
     with np.errstate(all="ignore"):
         while n > 1:
             half = (n + 1) // 2

@@ -134,7 +134,9 @@ def _from_environment() -> int | None:
         "OMP_NUM_THREADS", _parse_levels, "an integer of at least 1, or several with commas"
     )
     numba = environment("NUMBA_NUM_THREADS", _parse, "an integer of at least 1")
-    return min((n for n in (openmp, numba) if n is not None), default=None)
+    if openmp is None or numba is None:
+        return openmp or numba
+    return min(openmp, numba)
 
 
 #: A thread's own last answer: asking costs 0.4 us on 2 CPUs and more on many, and on Linux the
@@ -290,33 +292,43 @@ def _run_on_python_threads(task: Task, n_rows: int, grain: int, n_threads: int) 
             errors.append(error)
             stop.set()
 
-    helpers: list[threading.Thread] = []
+    def help_out(context: contextvars.Context, done: threading.Event) -> None:
+        context.run(work)
+        done.set()
+
+    helpers: list[tuple[threading.Thread, threading.Event]] = []
     try:
         for _ in range(n_threads - 1):
+            done = threading.Event()
             # np.errstate lives in the context: rows must not depend on the thread they run in.
-            helper = threading.Thread(target=contextvars.copy_context().run, args=(work,))
+            context = contextvars.copy_context()
+            helper = threading.Thread(target=help_out, args=(context, done))
             try:
-                helper.start()
+                helper.start()  # interrupted here, it finds `stop` set
             except RuntimeError:  # no more threads to be had
                 break
-            helpers.append(helper)
+            helpers.append((helper, done))
         work()
     except BaseException:
         stop.set()
         raise
     finally:
-        _join(helpers, stop)
+        _wait_for(helpers, stop)
     if errors:
         raise errors[0]
 
 
-def _join(helpers: list[threading.Thread], stop: threading.Event) -> None:
-    """Wait for `helpers`, however often Ctrl-C is pressed meanwhile; then raise it."""
+def _wait_for(
+    helpers: list[tuple[threading.Thread, threading.Event]], stop: threading.Event
+) -> None:
+    """Wait until `helpers` are done, however often Ctrl-C is pressed meanwhile; then raise it."""
     interrupt = None
-    while alive := [helper for helper in helpers if helper.is_alive()]:
+    while helpers:
+        helper, done = helpers[-1]
         try:
-            for helper in alive:
-                helper.join()
+            done.wait()  # join() alone takes a running thread for ended if interrupted (bpo-46726)
+            helper.join()
+            helpers.pop()
         except BaseException as error:
             stop.set()
             interrupt = error

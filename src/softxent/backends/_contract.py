@@ -143,5 +143,5 @@ class Backend(abc.ABC):
         """Return the instruction set in use ("v2", "v3", "v4", "generic"), or "" if it has none."""
 
     @abc.abstractmethod
-    def bind(self, call: Call) -> Task:
-        """Return the task that evaluates `call`."""
+    def bind(self, call: Call, isa: str) -> Task:
+        """Return the task that evaluates `call` with the instruction set that `isa()` gave."""

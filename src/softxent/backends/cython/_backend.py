@@ -6,6 +6,7 @@ import functools
 import importlib
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 from softxent._machine import usable_levels
 from softxent.backends._contract import Backend, Call, Key, Native
@@ -14,14 +15,13 @@ _PREFIX = "softxent.backends.cython."
 
 
 class Task:
-    """A call bound to a compiled walk."""
+    """A call bound to a compiled walk, which runs on the native pool."""
 
-    def __init__(self, function: int, call: Call) -> None:
-        bound = importlib.import_module(_PREFIX + "_bind").Bound(call)
-        self.native: Native | None = Native(function, bound.address, bound)
+    def __init__(self, native: Native) -> None:
+        self.native: Native | None = native
 
     def __call__(self, lo: int, hi: int, stopped: Callable[[], bool]) -> None:
-        """Not used: the pool is in the same build as the walks."""
+        """Not used: where there are walks, there is the pool."""
         raise NotImplementedError("compiled walks run on the native pool")
 
 
@@ -35,6 +35,14 @@ def _load(level: str) -> tuple[ModuleType | None, str]:
         return None, f"not built for {level}"
     except ImportError as error:
         return None, f"broken: {error}"
+
+
+@functools.cache
+def _binder(level: str) -> tuple[Callable[[Call], Any], dict[int, int]]:
+    """Return what binds calls, and the kernels of one level by the logits' item size."""
+    module, reason = _load(level)
+    assert module is not None, reason
+    return importlib.import_module(_PREFIX + "_bind").Bound, module.kernels()
 
 
 class Cython(Backend):
@@ -66,11 +74,11 @@ class Cython(Backend):
         """Return None: the walk serves every key."""
         return None
 
-    def bind(self, call: Call) -> Task:
-        """Return the task that evaluates `call` at the level in use."""
-        module, _ = _load(self.isa())
-        assert module is not None, "bound without being available"
-        return Task(module.kernels()[call.logits.dtype.newbyteorder("=").name], call)
+    def bind(self, call: Call, isa: str) -> Task:
+        """Return the task that evaluates `call` at level `isa`."""
+        bound, kernels = _binder(isa)
+        arguments = bound(call)
+        return Task(Native(kernels[call.logits.itemsize], arguments.address, arguments))
 
 
 BACKEND = Cython()

@@ -1,7 +1,5 @@
 """Fills the arguments of a compiled walk from a `Call`."""
 
-import numpy as np
-
 cimport numpy as cnp
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
@@ -35,16 +33,15 @@ cnp.import_array()
 
 
 cdef int64_t type_of(cnp.ndarray array) except -1:
-    cdef object dtype = array.dtype
-    cdef str kind = dtype.kind
-    cdef int64_t code = dtype.itemsize
-    if kind == "f":
+    cdef cnp.dtype dtype = array.dtype
+    cdef int64_t code = cnp.PyArray_ITEMSIZE(array)
+    if dtype.kind == c"f":
         code |= SX_TYPE_FLOAT
-    elif kind == "u" or kind == "b":
+    elif dtype.kind == c"u" or dtype.kind == c"b":
         code |= SX_TYPE_UNSIGNED
-    elif kind != "i":
+    elif dtype.kind != c"i":
         raise TypeError(f"no kernel loads {dtype}")
-    if not dtype.isnative:
+    if cnp.PyArray_ISBYTESWAPPED(array):
         code |= SX_TYPE_SWAPPED
     return code
 
@@ -67,7 +64,7 @@ cdef class Bound:
         self.rows(&self.call.targets, call.targets)
         self.rows(&self.call.sample_weight, call.sample_weight)
         self.rows(&self.call.upstream, call.upstream)
-        self.merge_axes(call.logits.shape[:-1])
+        self.merge_axes(call.logits.shape, call.logits.ndim - 1)
         if call.ignore_index is not None:
             self.call.has_ignore = 1
             # As the loads see it: uint64 wraps, and so does what it is compared with.
@@ -108,35 +105,40 @@ cdef class Bound:
         last = cnp.PyArray_NDIM(a) - 1
         into.class_stride = cnp.PyArray_STRIDE(a, last)
         into.rows.strides[last] = 0
-        if a.flags.aligned and a.dtype.isnative:
+        if cnp.PyArray_ISBEHAVED_RO(a):
             # 1: kernels use it as it is. 2: rows side by side may be loaded together.
-            into.direct = 1 if into.class_stride == a.dtype.itemsize or self.call.n_classes == 1 else 2
+            into.direct = 2
+            if into.class_stride == cnp.PyArray_ITEMSIZE(a) or self.call.n_classes == 1:
+                into.direct = 1
         return 0
 
-    cdef int merge_axes(self, tuple shape) except -1:
+    cdef int merge_axes(self, tuple shape, int n_axes) except -1:
         # Axes of length 1 go, neighbours that every array steps through evenly become one.
         cdef sx_rows* arrays[5]
         cdef int64_t length
         cdef int i, axis, kept = 0
         cdef bint even
+        cdef int before
         arrays[0] = &self.call.logits.rows
         arrays[1] = &self.call.out_map.rows
         arrays[2] = &self.call.targets
         arrays[3] = &self.call.sample_weight
         arrays[4] = &self.call.upstream
-        for axis in range(len(shape)):
+        for axis in range(n_axes):
             length = shape[axis]
             if length == 1:
                 continue
             even = kept > 0
+            before = kept - 1 if kept > 0 else 0
             for i in range(5):
-                even = even and (arrays[i].strides[kept - 1] == arrays[i].strides[axis] * length)
+                even = even and (arrays[i].strides[before] == arrays[i].strides[axis] * length)
             if not even:
-                self.call.shape[kept] = 1
+                before = kept
+                self.call.shape[before] = 1
                 kept += 1
-            self.call.shape[kept - 1] *= length
+            self.call.shape[before] *= length
             for i in range(5):
-                arrays[i].strides[kept - 1] = arrays[i].strides[axis]
+                arrays[i].strides[before] = arrays[i].strides[axis]
         if kept == 0:
             self.call.shape[0] = 1
             kept = 1

@@ -31,6 +31,8 @@ cdef extern from "_control.h" nogil:
     enum: SX_STOPPED
 
 cdef extern from "call.h" nogil:
+    enum:
+        SX_TYPE_FLOAT
     ctypedef struct sx_rows:
         char* data
         int64_t type
@@ -74,6 +76,8 @@ cdef extern from "elementary.h" nogil:
     double sx_pow2(double d)
     double sx_log(double x)
     double sx_log1p(double x)
+    double sx_log_reduced(double f, double k)
+    void sx_split_log1p_or_log(int which, double share, double total, double* f, double* k)
     void sx_two_sum(double* total, double* carry, double x)
     double sx_reference_low(double n, double* high)
     ctypedef unsigned long sx_float_state
@@ -99,7 +103,7 @@ cdef enum:
     POISONED = 3  # a target changed under us: NaN, nothing read through it
 
 cdef enum:
-    # Rows that share a tile, and whose heads run together.
+    # Rows that run together: through one tile where C is small, through one head everywhere.
     GROUP = 32
     # Up to here a row's e are summed one by one, and kept between the passes.
     SMALL = 64
@@ -113,34 +117,36 @@ cdef enum:
     NEAR = 4096
 
 # Factors within these bounds are applied in the logits' precision, others in float64: up to here
-# no product with an e, nor a factor moved by the 60 octaves of SHARED_SPREAD, leaves float32.
+# no product with an e leaves float32.
 cdef double NARROW_LEAST = 2.0 ** -60
 cdef double NARROW_MOST = 2.0 ** 60
-# A tile runs on one power if no e can be flushed by it (125 of float32's 126 octaves) ...
-cdef double SHARED_DEPTH = 125.0
-# ... and no row's own power is further off than this.
-cdef double SHARED_SPREAD = 60.0
 
 
-cdef struct Row:
-    char* z
-    char* g
-    int64_t y          # the target; -1: none
-    int64_t lane       # FAST, SLOW, SKIPPED or POISONED
-    double weight      # s v_y
-    double w           # weight, upstream and divisor: what multiplies the gradient
-    double n           # the reference power (FAST)
-    double top         # the largest logit
-    int64_t k_top      # its first place
-    double rest        # sum of e without the largest and the target
-    double carry       # what the additions to `rest` have lost
-    double e_top
-    double z_y
-    double e_y
-    double high, low   # the reference as a logit, n ln2 or the largest logit, in two parts
-    double log_sum     # log S; NaN in a row that has no result
-    double a           # the map's factor
-    double move        # e as kept is 2^-move of the row's own
+# A group of rows, field by field, so that heads are loops over the rows. Lanes behind the last row
+# hold harmless numbers.
+cdef struct Rows:
+    int64_t count
+    char* z[GROUP]
+    char* g[GROUP]
+    int64_t y[GROUP]         # the target; -1: none
+    int64_t lane[GROUP]      # FAST, SLOW, SKIPPED or POISONED
+    double weight[GROUP]     # s v_y
+    double w[GROUP]          # weight, upstream and divisor: what multiplies the gradient
+    double n[GROUP]          # the reference power; 0 in the slow lane
+    double top[GROUP]        # the largest logit
+    int64_t k_top[GROUP]     # its first place
+    double rest[GROUP]       # sum of e without the largest and the target
+    double carry[GROUP]      # what the additions to `rest` have lost
+    double e_top[GROUP]      # 0 where the target is the largest
+    double z_y[GROUP]
+    double moved[GROUP]      # what the slow lane subtracts from a logit; 0 elsewhere
+    double no_result[GROUP]  # logsumexp of a row without a softmax
+    # From the head:
+    double value[GROUP]      # the row's value
+    double a[GROUP]          # the map's factor
+    double apart[GROUP]      # the entry that the map does not give: the target's, or a leader's
+    double high[GROUP]       # log S + the reference as a logit, in two parts: the map's terms
+    double low[GROUP]
 
 
 cdef inline real exp_of(real z, real k, real low) noexcept nogil:
@@ -185,48 +191,48 @@ cdef inline double power_near(double z) noexcept nogil:
 
 # ---- rows ----------------------------------------------------------------------------------------
 
-cdef void load_rows(const sx_call* call, sx_cursor* cursor, Row* rows, int64_t count) noexcept nogil:
+cdef void load_rows(const sx_call* call, sx_cursor* cursor, Rows* rows, int64_t count) noexcept nogil:
     cdef int64_t j, y
     cdef double weight
-    cdef Row* row
+    rows.count = count
+    for j in range(GROUP):
+        rows.y[j] = -1
+        rows.lane[j] = FAST
+        rows.weight[j] = 1.0
+        rows.w[j] = 1.0
+        rows.n[j] = 0.0
+        rows.top[j] = -INFINITY
+        rows.k_top[j] = 0
+        rows.rest[j] = 0.0
+        rows.carry[j] = 0.0
+        rows.e_top[j] = 0.0
+        rows.z_y[j] = 0.0
+        rows.moved[j] = 0.0
     for j in range(count):
-        row = &rows[j]
-        row.z = cursor.logits
-        row.g = cursor.out_map
-        row.y = -1
-        row.lane = FAST
-        row.weight = 1.0
-        row.w = 1.0
-        row.top = -INFINITY
-        row.k_top = 0
-        row.n = 0.0
-        row.rest = 0.0
-        row.carry = 0.0
-        row.e_top = 0.0
-        row.e_y = 0.0
-        row.move = 0.0
+        rows.z[j] = cursor.logits
+        rows.g[j] = cursor.out_map
         if call.targets.data != NULL:
             y = sx_load_integer(cursor.targets, call.targets.type)
             weight = 1.0
             if call.sample_weight.data != NULL:
                 weight = sx_load_real(cursor.sample_weight, call.sample_weight.type)
             if (call.has_ignore and y == call.ignore_index) or weight == 0.0:
-                row.lane = SKIPPED
+                rows.lane[j] = SKIPPED
             elif y < 0 or y >= call.n_classes:
-                row.lane = POISONED
+                rows.lane[j] = POISONED
             else:
                 if call.class_weight != NULL:
                     weight = weight * call.class_weight[y]
                 if weight == 0.0:
-                    row.lane = SKIPPED
+                    rows.lane[j] = SKIPPED
                 else:
-                    row.y = y
-                    row.weight = weight
-                    row.w = weight * call.scale
+                    rows.y[j] = y
+                    rows.weight[j] = weight
+                    rows.w[j] = weight * call.scale
                     if call.upstream.data != NULL:
-                        row.w = row.w * sx_load_real(cursor.upstream, call.upstream.type)
-                    row.z_y = sx_load_real(row.z + y * call.logits.class_stride,
-                                           call.logits.rows.type)
+                        rows.w[j] *= sx_load_real(cursor.upstream, call.upstream.type)
+                    rows.z_y[j] = sx_load_real(rows.z[j] + y * call.logits.class_stride,
+                                               call.logits.rows.type)
         sx_cursor_next(cursor, call)
 
 
@@ -343,36 +349,37 @@ cdef inline double block_rest(const real* x, int64_t length, int64_t skip_1, int
     return lanes[0]
 
 
-cdef inline void merge_block(Row* row, double n, double top, int64_t k_top, double e_top,
-                             double rest) noexcept nogil:
+cdef inline void merge_block(Rows* rows, int64_t j, double n, double top, int64_t k_top,
+                             double e_top, double rest) noexcept nogil:
     cdef double shift
-    if not top > row.top:
-        shift = sx_pow2(n - row.n) if top > -INFINITY else 1.0
-        sx_two_sum(&row.rest, &row.carry, rest * shift)
-        sx_two_sum(&row.rest, &row.carry, e_top * shift)
+    if not top > rows.top[j]:
+        shift = sx_pow2(n - rows.n[j]) if top > -INFINITY else 1.0
+        sx_two_sum(&rows.rest[j], &rows.carry[j], rest * shift)
+        sx_two_sum(&rows.rest[j], &rows.carry[j], e_top * shift)
         return
-    if row.top > -INFINITY:
-        shift = sx_pow2(row.n - n)
-        row.rest = row.rest * shift
-        row.carry = row.carry * shift
-        sx_two_sum(&row.rest, &row.carry, row.e_top * shift)
-    sx_two_sum(&row.rest, &row.carry, rest)
-    row.n = n
-    row.top = top
-    row.k_top = k_top
-    row.e_top = e_top
+    if rows.top[j] > -INFINITY:
+        shift = sx_pow2(rows.n[j] - n)
+        rows.rest[j] *= shift
+        rows.carry[j] *= shift
+        sx_two_sum(&rows.rest[j], &rows.carry[j], rows.e_top[j] * shift)
+    sx_two_sum(&rows.rest[j], &rows.carry[j], rest)
+    rows.n[j] = n
+    rows.top[j] = top
+    rows.k_top[j] = k_top
+    rows.e_top[j] = e_top
 
 
-cdef inline void reduce_block(Row* row, const real* x, int64_t k0, int64_t length) noexcept nogil:
+cdef inline void reduce_block(Rows* rows, int64_t j, const real* x, int64_t k0,
+                              int64_t length) noexcept nogil:
     cdef double limit = limit_of(<real*>NULL), top, n, e_top = 0.0
-    cdef int64_t place = -1, y_place = -1
+    cdef int64_t place = -1, y = rows.y[j], y_place = -1
     cdef real real_top, k, low
-    if row.lane != FAST:
+    if rows.lane[j] != FAST:
         return
     real_top = block_top(x, length)
     top = real_top
     if top > limit:
-        row.lane = SLOW
+        rows.lane[j] = SLOW
         return
     n = 0.0
     if top > -INFINITY:
@@ -381,181 +388,207 @@ cdef inline void reduce_block(Row* row, const real* x, int64_t k0, int64_t lengt
     power_of(n, &k, &low)
     if top > -INFINITY:
         place = first_place(x, length, real_top)
-        if k0 + place != row.y:
+        if k0 + place != y:
             e_top = exp_of(real_top, k, low)
-    if k0 <= row.y < k0 + length:
-        y_place = row.y - k0
-    merge_block(row, n, top, k0 + place, e_top, block_rest(x, length, place, y_place, k, low))
+    if k0 <= y < k0 + length:
+        y_place = y - k0
+    merge_block(rows, j, n, top, k0 + place, e_top, block_rest(x, length, place, y_place, k, low))
 
 
 # ---- reduce: C <= 64 -----------------------------------------------------------------------------
 
-cdef void reduce_small(Row* rows, int64_t count, int64_t classes, const real* x,
-                       real* e) noexcept nogil:
-    # x, e: `count` rows of `classes`, without gaps. e is kept for the map, 2^-move of the row's.
-    cdef double limit = limit_of(<real*>NULL)
-    cdef double shared = -INFINITY, lowest_power = INFINITY, total, e_top
-    cdef real top, value, floor, k, low
-    cdef int64_t j, i, place
-    cdef bint share = True
-    cdef Row* row
-    for j in range(count):
-        row = &rows[j]
-        top = -INFINITY
-        place = 0
-        for i in range(classes):
-            value = x[j * classes + i]
-            if value > top:
-                top = value
-                place = i
-        row.top = top
-        row.k_top = place
-        if row.lane != FAST:
-            continue
-        if not -limit <= row.top <= limit:
-            continue                      # finish_reduce sends it to the slow lane
-        row.n = power_near(row.top)
-        shared = row.n if row.n > shared else shared
-        lowest_power = row.n if row.n < lowest_power else lowest_power
-    floor = INFINITY
-    for i in range(count * classes):
-        value = x[i] if x[i] > -INFINITY else <real>INFINITY
-        floor = value if value < floor else floor
-    if shared - lowest_power <= SHARED_SPREAD and floor * SX_LOG2E - shared >= -SHARED_DEPTH:
-        power_of(shared, &k, &low)
-        for i in range(count * classes):
-            e[i] = exp_of(x[i], k, low)
-    else:
-        share = False
-    for j in range(count):
-        row = &rows[j]
-        if row.lane != FAST or not -limit <= row.top <= limit:
-            continue
-        if share:
-            row.move = shared - row.n
-        else:
-            power_of(row.n, &k, &low)
-            for i in range(classes):
-                e[j * classes + i] = exp_of(x[j * classes + i], k, low)
-        value = e[j * classes + row.k_top]
-        e_top = value
-        e[j * classes + row.k_top] = 0
-        if row.y >= 0:
-            e[j * classes + row.y] = 0    # the map stores this entry by itself
-            if row.y == row.k_top:
-                e_top = 0.0
-        total = 0.0
-        for i in range(classes):
-            total += e[j * classes + i]
-        if row.y != row.k_top:
-            e[j * classes + row.k_top] = value
-        row.rest = total * sx_pow2(row.move)
-        row.e_top = e_top * sx_pow2(row.move)
+cdef void reduce_columns(Rows* rows, int64_t classes, const real* x, real* e) noexcept nogil:
+    # x, e: class k of row j at k GROUP + j, so that every loop runs over the rows.
+    cdef double limit = limit_of(<real*>NULL), top
+    cdef double rest[GROUP]
+    cdef real tops[GROUP]
+    cdef real places[GROUP]
+    cdef real targets[GROUP]
+    cdef real e_tops[GROUP]
+    cdef real k_of[GROUP]
+    cdef real low_of[GROUP]
+    cdef real value, at
+    cdef int64_t i, j
+    for j in range(GROUP):
+        tops[j] = -INFINITY
+        places[j] = 0
+        targets[j] = <real>rows.y[j]
+        rest[j] = 0.0
+        e_tops[j] = 0
+    for i in range(classes):
+        at = <real>i
+        for j in range(GROUP):
+            value = x[i * GROUP + j]
+            places[j] = at if value > tops[j] else places[j]
+            tops[j] = value if value > tops[j] else tops[j]
+    for j in range(GROUP):
+        top = tops[j]
+        rows.top[j] = top
+        rows.k_top[j] = <int64_t>places[j]
+        # Rows for the slow lane (finish_reduce): any number that does no harm.
+        rows.n[j] = power_near(top if -limit <= top <= limit else 0.0)
+        power_of(rows.n[j], &k_of[j], &low_of[j])
+    for i in range(classes):
+        at = <real>i
+        for j in range(GROUP):
+            value = exp_of(x[i * GROUP + j], k_of[j], low_of[j])
+            e[i * GROUP + j] = value
+            value = <real>0.0 if targets[j] == at else value
+            e_tops[j] = value if places[j] == at else e_tops[j]
+            value = <real>0.0 if places[j] == at else value
+            rest[j] += <double>value
+    for j in range(GROUP):
+        rows.rest[j] = rest[j]
+        rows.e_top[j] = e_tops[j]
 
 
 # ---- reduce: the slow lane -----------------------------------------------------------------------
 
-cdef int reduce_slow(const sx_call* call, Row* row, sx_control* control) noexcept nogil:
+cdef int reduce_slow(Rows* rows, int64_t j, const char* z, int64_t stride, int64_t kind,
+                     int64_t classes, sx_control* control) noexcept nogil:
     # Any values, any layout, one element at a time; the reference is the largest logit. z - top is
     # exact where it matters: beyond SX_LIMIT both lie within a factor of two of each other.
-    cdef int64_t k, stride = call.logits.class_stride, kind = call.logits.rows.type
-    cdef double z
+    cdef int64_t k, k_top = 0, y = rows.y[j]
+    cdef double value, top = -INFINITY
     cdef bint has_nan = False
     cdef sx_power_f64 power = sx_power_of_f64(0.0)
-    row.top = -INFINITY
-    row.k_top = 0
-    for k in range(call.n_classes):
-        z = sx_load_real(row.z + k * stride, kind)
-        if z > row.top:
-            row.top = z
-            row.k_top = k
-        has_nan |= z != z
+    for k in range(classes):
+        value = sx_load_real(z + k * stride, kind)
+        if value > top:
+            top = value
+            k_top = k
+        has_nan |= value != value
         if (k & 65535) == 65535 and sx_tick(control, 65536):
             return SX_STOPPED
-    row.rest = 0.0
-    row.carry = 0.0
-    row.e_top = 0.0
-    if has_nan or not fabs(row.top) < INFINITY:
-        row.rest = NAN
-        row.log_sum = NAN if has_nan else row.top     # what logsumexp says of such a row
+    rows.top[j] = top
+    rows.k_top[j] = k_top
+    rows.n[j] = 0.0
+    rows.moved[j] = top
+    rows.rest[j] = 0.0
+    rows.carry[j] = 0.0
+    rows.e_top[j] = 0.0 if k_top == y else 1.0
+    if has_nan or not fabs(top) < INFINITY:
+        rows.rest[j] = NAN
+        rows.no_result[j] = NAN if has_nan else top
         return 0
-    for k in range(call.n_classes):
-        if k != row.k_top and k != row.y:
-            z = sx_load_real(row.z + k * stride, kind)
-            sx_two_sum(&row.rest, &row.carry, sx_exp_f64(z - row.top, power.k, power.low))
+    for k in range(classes):
+        if k != k_top and k != y:
+            value = sx_load_real(z + k * stride, kind)
+            sx_two_sum(&rows.rest[j], &rows.carry[j],
+                       sx_exp_f64(value - top, power.k, power.low))
         if (k & 65535) == 65535 and sx_tick(control, 65536):
             return SX_STOPPED
-    row.e_top = 0.0 if row.k_top == row.y else 1.0
     return 0
 
 
 # ---- head ----------------------------------------------------------------------------------------
+#
+# Loops over the rows of a group without a branch, so that they are compiled to vectors. A row
+# without a result (NaN in a sum) stays NaN: sx_log alone would not see to that.
 
-cdef inline void put_row_value(const sx_call* call, int64_t i, double value) noexcept nogil:
-    if call.out_rows == NULL:
-        return
-    if call.out_rows_is_double:
-        (<double*>call.out_rows)[i] = value
-    else:
-        (<float*>call.out_rows)[i] = <float>value
+cdef inline double or_nan(double value, double total) noexcept nogil:
+    return value if total < INFINITY else NAN
 
 
-cdef inline double head(const sx_call* call, Row* row) noexcept nogil:
-    # From the sums to the row's value, and to the map's numbers in `row`.
-    cdef double others, total, loss, value
+cdef void head_cross_entropy(Rows* rows) noexcept nogil:
+    cdef double e_y, others, total, share, high, low, f, k
     cdef sx_power_f64 power
-    if row.lane == SKIPPED:
-        return 0.0
-    if row.lane == POISONED:
-        row.a = NAN
-        row.e_y = NAN
-        return NAN
-    if row.lane == FAST:
-        row.low = sx_reference_low(row.n, &row.high)
-        power = sx_power_of_f64(row.n)
-        if row.y >= 0:
-            row.e_y = sx_exp_f64(row.z_y, power.k, power.low)
-    else:
-        row.high = row.top
-        row.low = 0.0
-        power = sx_power_of_f64(0.0)
-        if row.y >= 0:
-            row.e_y = sx_exp_f64(row.z_y - row.top, power.k, power.low)
-    others = (row.rest + row.carry) + row.e_top       # S', or S where there is no target
-    total = others + row.e_y
-    if not total < INFINITY:                          # NaN: a row without a result
-        value = row.log_sum if row.lane == SLOW else NAN
-        row.log_sum = NAN
-        row.a = NAN
-        row.e_y = NAN
-        return value if call.op == LOGSUMEXP else NAN
+    cdef int64_t j
+    for j in range(GROUP):
+        power = sx_power_of_f64(rows.n[j])
+        e_y = sx_exp_f64(rows.z_y[j] - rows.moved[j], power.k, power.low)
+        others = (rows.rest[j] + rows.carry[j]) + rows.e_top[j]
+        total = others + e_y
+        low = sx_reference_low(rows.n[j], &high)
+        high = high + rows.moved[j]          # one of the two is 0
+        # log1p(S'/e_y) where the target leads, else log S - (z_y - r).
+        share = others / e_y
+        sx_split_log1p_or_log(e_y >= others, share, total, &f, &k)
+        low = 0.0 if e_y >= others else (rows.z_y[j] - high) - low
+        rows.value[j] = or_nan(rows.weight[j] * (sx_log_reduced(f, k) - low), total)
+        rows.a[j] = rows.w[j] / total
+        # p_y - 1 would cancel; 0 - 0 is +0.
+        rows.apart[j] = 0.0 - rows.w[j] * (others / total)
+
+
+cdef void head_piece(Rows* rows) noexcept nogil:
+    # logsumexp, softmax and log_softmax.
+    cdef double others, total, high, low
+    cdef int64_t j
+    for j in range(GROUP):
+        others = rows.rest[j] + rows.carry[j]
+        total = others + rows.e_top[j]
+        low = sx_reference_low(rows.n[j], &high) + or_nan(sx_log(total), total)
+        high = high + rows.moved[j]
+        rows.high[j] = high
+        rows.low[j] = low
+        rows.value[j] = high + low
+        rows.a[j] = 1.0 / total
+        rows.apart[j] = others / rows.e_top[j]
+
+
+cdef void head(const sx_call* call, Rows* rows, int64_t first) noexcept nogil:
+    # From the sums to the rows' values, and to the map's numbers.
+    cdef int64_t j
     if call.op == CROSS_ENTROPY:
-        if row.e_y >= others:
-            loss = sx_log1p(others / row.e_y)
+        head_cross_entropy(rows)
+    else:
+        head_piece(rows)
+    for j in range(rows.count):
+        if rows.lane[j] == SKIPPED:
+            rows.value[j] = 0.0
+            rows.a[j] = 0.0
+        elif rows.lane[j] == POISONED:
+            rows.value[j] = NAN
+            rows.a[j] = NAN
+        elif call.op == LOGSUMEXP and rows.lane[j] == SLOW and rows.rest[j] != rows.rest[j]:
+            rows.value[j] = rows.no_result[j]
+        if call.out_rows == NULL:
+            continue
+        if call.out_rows_is_double:
+            (<double*>call.out_rows)[first + j] = rows.value[j]
         else:
-            loss = sx_log(total) - ((row.z_y - row.high) - row.low)
-        row.a = row.w / total
-        row.e_y = 0.0 - row.w * (others / total)      # p_y - 1 would cancel; 0 - 0 is +0
-        return row.weight * loss
-    row.log_sum = sx_log(total)
-    row.a = 1.0 / total
-    return row.high + (row.low + row.log_sum)
+            (<float*>call.out_rows)[first + j] = <float>rows.value[j]
+
+
+cdef int finish_reduce(const sx_call* call, Rows* rows, int64_t first, double limit,
+                       const char* x, int64_t pitch, int64_t stride, int64_t kind,
+                       sx_control* control) noexcept nogil:
+    # Rows for the slow lane, then every row's head. Row j is read at x + j pitch, in steps of
+    # stride; x NULL: where the caller has it.
+    cdef int64_t j
+    cdef const char* z
+    for j in range(rows.count):
+        if rows.lane[j] == FAST and not fabs(rows.top[j]) <= limit:
+            rows.lane[j] = SLOW
+        if rows.lane[j] == SLOW:
+            z = <const char*>rows.z[j] if x == NULL else x + j * pitch
+            if reduce_slow(rows, j, z, stride, kind, call.n_classes, control):
+                return SX_STOPPED
+    head(call, rows, first)
+    return 0
 
 
 # ---- map -----------------------------------------------------------------------------------------
 
-cdef inline void map_run(Row* row, const real* x, real* out, int64_t length) noexcept nogil:
+cdef inline bint is_narrow(double factor) noexcept nogil:
+    return NARROW_LEAST <= fabs(factor) <= NARROW_MOST
+
+
+cdef inline real widely(real e, double factor) noexcept nogil:
+    return <real>(<double>e * factor + 0.0)
+
+
+cdef inline void map_run(Rows* rows, int64_t j, const real* x, real* out,
+                         int64_t length) noexcept nogil:
     # Gradient or softmax of consecutive classes; x and out are the same memory or apart.
-    cdef real k, low, a
+    cdef real k, low, a = <real>rows.a[j]
     cdef int64_t i
-    cdef double factor = row.a
-    power_of(row.n, &k, &low)
-    if real is float:
-        if not NARROW_LEAST <= fabs(factor) <= NARROW_MOST:
-            for i in range(length):
-                out[i] = <real>(<double>exp_of(x[i], k, low) * factor + 0.0)
-            return
-    a = <real>factor
+    power_of(rows.n[j], &k, &low)
+    if not is_narrow(rows.a[j]):
+        for i in range(length):
+            out[i] = widely(exp_of(x[i], k, low), rows.a[j])
+        return
     # Two loops, for a compiler that cannot know `the same or apart` runs a scalar one.
     if x == out:
         for i in range(length):
@@ -565,22 +598,9 @@ cdef inline void map_run(Row* row, const real* x, real* out, int64_t length) noe
             out[i] = fma_of(exp_of(x[i], k, low), a, <real>0.0)
 
 
-cdef inline void map_kept(Row* row, const real* e, real* out, int64_t classes) noexcept nogil:
-    # The same from kept e.
-    cdef double factor = row.a, move = sx_pow2(row.move)
-    cdef real a
-    cdef int64_t i
-    if not NARROW_LEAST <= fabs(factor) <= NARROW_MOST:
-        for i in range(classes):
-            out[i] = <real>((<double>e[i] * move) * factor + 0.0)
-        return
-    a = <real>factor * <real>move
-    for i in range(classes):
-        out[i] = fma_of(e[i], a, <real>0.0)
-
-
-cdef inline void map_log(Row* row, const real* x, real* out, int64_t length) noexcept nogil:
-    cdef double high = row.high, low = row.low + row.log_sum
+cdef inline void map_log(Rows* rows, int64_t j, const real* x, real* out,
+                         int64_t length) noexcept nogil:
+    cdef double high = rows.high[j], low = rows.low[j]
     cdef int64_t i
     if x == out:
         for i in range(length):
@@ -590,164 +610,173 @@ cdef inline void map_log(Row* row, const real* x, real* out, int64_t length) noe
             out[i] = <real>((<double>x[i] - high) - low)
 
 
-cdef int map_slow(const sx_call* call, Row* row, sx_control* control) noexcept nogil:
-    cdef int64_t k, kind = call.logits.rows.type
-    cdef double z, value
+cdef void map_columns(const sx_call* call, Rows* rows, const real* x, real* e) noexcept nogil:
+    # C <= 64: from kept e (log_softmax: from x) to the result, in e; the target's entry with it.
+    cdef real a[GROUP]
+    cdef real apart[GROUP]
+    cdef real targets[GROUP]
+    cdef real value
+    cdef int64_t i, j, classes = call.n_classes
+    if call.op == LOG_SOFTMAX:
+        for i in range(classes):
+            for j in range(GROUP):
+                e[i * GROUP + j] = <real>((<double>x[i * GROUP + j] - rows.high[j]) - rows.low[j])
+        return
+    for j in range(rows.count):
+        if not is_narrow(rows.a[j]):
+            for i in range(classes):
+                e[i * GROUP + j] = widely(e[i * GROUP + j], rows.a[j])
+            rows.a[j] = 1.0
+    for j in range(GROUP):
+        a[j] = <real>rows.a[j]
+        apart[j] = <real>rows.apart[j]
+        targets[j] = <real>rows.y[j]      # -1 in a softmax: no such class
+    for i in range(classes):
+        for j in range(GROUP):
+            value = fma_of(e[i * GROUP + j], a[j], <real>0.0)
+            e[i * GROUP + j] = apart[j] if targets[j] == <real>i else value
+
+
+cdef int map_slow(const sx_call* call, Rows* rows, int64_t j, const char* z, int64_t z_stride,
+                  int64_t z_kind, char* g, int64_t g_stride, int64_t g_kind,
+                  sx_control* control) noexcept nogil:
+    # A whole row that is not FAST; z and g may be the same memory.
+    cdef int64_t k
+    cdef double value
     cdef sx_power_f64 power = sx_power_of_f64(0.0)
     for k in range(call.n_classes):
-        if row.lane == SKIPPED:
+        if rows.lane[j] == SKIPPED:
             value = 0.0
-        elif row.lane == POISONED:
+        elif rows.lane[j] == POISONED:
             value = NAN
         else:
-            z = sx_load_real(row.z + k * call.logits.class_stride, kind)
+            value = sx_load_real(z + k * z_stride, z_kind)
             if call.op == LOG_SOFTMAX:
-                value = (z - row.high) - row.log_sum
+                value = (value - rows.high[j]) - rows.low[j]
             else:
-                value = sx_exp_f64(z - row.top, power.k, power.low) * row.a + 0.0
-        sx_store_real(row.g + k * call.out_map.class_stride, call.out_map.rows.type, value)
+                value = sx_exp_f64(value - rows.top[j], power.k, power.low) * rows.a[j] + 0.0
+        sx_store_real(g + k * g_stride, g_kind, value)
         if (k & 65535) == 65535 and sx_tick(control, 65536):
             return SX_STOPPED
     return 0
 
 
-cdef inline void map_apart(const sx_call* call, Row* row) noexcept nogil:
+cdef inline void map_apart(const sx_call* call, Rows* rows, int64_t j, char* g, int64_t stride,
+                           int64_t kind) noexcept nogil:
     # The entry that does not come from the map, stored last.
-    cdef int64_t k
-    cdef double value, others
-    if call.op == CROSS_ENTROPY and row.lane != SKIPPED and row.lane != POISONED:
-        k = row.y
-        value = row.e_y
-    elif call.op == LOG_SOFTMAX and row.rest + row.carry < 0.9 * row.e_top:
+    if call.op == CROSS_ENTROPY:
+        if rows.y[j] >= 0:
+            sx_store_real(g + rows.y[j] * stride, kind, rows.apart[j])
+    elif call.op == LOG_SOFTMAX and rows.apart[j] < 0.9:
         # log p of a leader: (z - r) - log S would cancel. Ties of the largest are below 1/2 each,
         # and keep the bits that the map gave them.
-        k = row.k_top
-        others = row.rest + row.carry
-        value = 0.0 - sx_log1p(others / row.e_top)
-    else:
-        return
-    sx_store_real(row.g + k * call.out_map.class_stride, call.out_map.rows.type, value)
+        sx_store_real(g + rows.k_top[j] * stride, kind, 0.0 - sx_log1p(rows.apart[j]))
 
 
 # ---- other layouts -------------------------------------------------------------------------------
 
-cdef void gather(const sx_call* call, const Row* rows, int64_t count, int64_t k0, int64_t length,
-                 int64_t pitch, real* tile) noexcept nogil:
-    # Classes k0 .. k0 + length of some rows, in class order; row j at tile + j pitch.
-    cdef int64_t j, k, stride = call.logits.class_stride, kind = call.logits.rows.type
-    cdef const char* p
-    cdef bint together = call.logits.direct == 2
+cdef inline bint are_neighbours(char** p, int64_t count, int64_t step) noexcept nogil:
+    cdef int64_t j
     for j in range(1, count):
-        together = together and rows[j].z - rows[j - 1].z == <int64_t>sizeof(real)
+        if p[j] - p[j - 1] != step:
+            return False
+    return True
+
+
+cdef void gather(const sx_call* call, Rows* rows, int64_t k0, int64_t length, int64_t row_pitch,
+                 int64_t class_pitch, real* tile) noexcept nogil:
+    # Classes k0 .. k0 + length of some rows: class k0 + k of row j to j row_pitch + k class_pitch.
+    cdef int64_t j, k, stride = call.logits.class_stride, kind = call.logits.rows.type
+    cdef const real* p
     if call.logits.direct == 1:
-        for j in range(count):
-            p = rows[j].z + k0 * stride
+        for j in range(rows.count):
+            p = <const real*>(rows.z[j] + k0 * stride)
             for k in range(length):
-                tile[j * pitch + k] = (<const real*>p)[k]
-    elif together:
+                tile[j * row_pitch + k * class_pitch] = p[k]
+    elif call.logits.direct == 2 and are_neighbours(rows.z, rows.count, sizeof(real)):
         for k in range(length):
-            p = rows[0].z + (k0 + k) * stride
-            for j in range(count):
-                tile[j * pitch + k] = (<const real*>p)[j]
+            p = <const real*>(rows.z[0] + (k0 + k) * stride)
+            for j in range(rows.count):
+                tile[j * row_pitch + k * class_pitch] = p[j]
     else:
-        for j in range(count):
+        for j in range(rows.count):
             for k in range(length):
-                tile[j * pitch + k] = <real>sx_load_real(rows[j].z + (k0 + k) * stride, kind)
+                tile[j * row_pitch + k * class_pitch] = <real>sx_load_real(
+                    rows.z[j] + (k0 + k) * stride, kind)
 
 
-cdef void scatter(const sx_call* call, const Row* rows, int64_t count, int64_t k0, int64_t length,
-                  int64_t pitch, const real* tile) noexcept nogil:
-    # The way back, for rows that the map has written (slow and skipped ones write their own).
+cdef void scatter(const sx_call* call, Rows* rows, int64_t k0, int64_t length, int64_t row_pitch,
+                  int64_t class_pitch, const real* tile) noexcept nogil:
+    # The way back.
     cdef int64_t j, k, stride = call.out_map.class_stride, kind = call.out_map.rows.type
-    cdef char* p
-    cdef bint together = call.out_map.direct == 2
-    for j in range(count):
-        together = together and rows[j].lane == FAST
-        together = together and (j == 0 or rows[j].g - rows[j - 1].g == <int64_t>sizeof(real))
-    if together:
+    cdef real* p
+    if call.out_map.direct == 1:
+        for j in range(rows.count):
+            p = <real*>(rows.g[j] + k0 * stride)
+            for k in range(length):
+                p[k] = tile[j * row_pitch + k * class_pitch]
+    elif call.out_map.direct == 2 and are_neighbours(rows.g, rows.count, sizeof(real)):
         for k in range(length):
-            p = rows[0].g + (k0 + k) * stride
-            for j in range(count):
-                (<real*>p)[j] = tile[j * pitch + k]
-        return
-    for j in range(count):
-        if rows[j].lane != FAST:
-            continue
-        if call.out_map.direct == 1:
-            p = rows[j].g + k0 * stride
+            p = <real*>(rows.g[0] + (k0 + k) * stride)
+            for j in range(rows.count):
+                p[j] = tile[j * row_pitch + k * class_pitch]
+    else:
+        for j in range(rows.count):
             for k in range(length):
-                (<real*>p)[k] = tile[j * pitch + k]
-        else:
-            for k in range(length):
-                sx_store_real(rows[j].g + (k0 + k) * stride, kind, tile[j * pitch + k])
+                sx_store_real(rows.g[j] + (k0 + k) * stride, kind,
+                              tile[j * row_pitch + k * class_pitch])
 
 
-# ---- the walk ------------------------------------------------------------------------------------
+# ---- the walks -----------------------------------------------------------------------------------
 
-cdef int finish_reduce(const sx_call* call, Row* rows, int64_t first, int64_t count, double limit,
-                       sx_control* control) noexcept nogil:
-    # Rows for the slow lane, then every row's head.
-    cdef int64_t j
-    for j in range(count):
-        if rows[j].lane == FAST and not fabs(rows[j].top) <= limit:
-            rows[j].lane = SLOW
-        if rows[j].lane == SLOW and reduce_slow(call, &rows[j], control):
-            return SX_STOPPED
-        put_row_value(call, first + j, head(call, &rows[j]))
-    return 0
-
-
-cdef int finish_apart(const sx_call* call, Row* rows, int64_t count,
-                      sx_control* control) noexcept nogil:
-    # Rows that the map left out, and the entries that are stored last.
-    cdef int64_t j
-    if call.out_map.rows.data == NULL:
-        return 0
-    for j in range(count):
-        if rows[j].lane != FAST and map_slow(call, &rows[j], control):
-            return SX_STOPPED
-        map_apart(call, &rows[j])
-    return 0
-
-
-cdef int walk_small(const sx_call* call, Row* rows, int64_t first, int64_t count,
-                    sx_control* control, real* tile) noexcept nogil:
-    cdef int64_t j, classes = call.n_classes
+cdef int walk_small(const sx_call* call, Rows* rows, int64_t first, sx_control* control,
+                    real* tile) noexcept nogil:
+    # C <= 64: a tile in which rows are neighbours.
+    cdef int64_t i, j, classes = call.n_classes, stride = GROUP * sizeof(real), kind
     cdef real* e = tile
     cdef real* x = tile + GROUP * SMALL
-    cdef real* out
-    cdef bint flat = call.logits.direct == 1
-    for j in range(1, count):
-        flat = flat and rows[j].z - rows[j - 1].z == classes * <int64_t>sizeof(real)
-    if flat:
-        x = <real*>rows[0].z
-    else:
-        gather(call, rows, count, 0, classes, classes, x)
-    reduce_small(rows, count, classes, x, e)
-    if finish_reduce(call, rows, first, count, limit_of(tile), control):
+    kind = SX_TYPE_FLOAT | sizeof(real)
+    gather(call, rows, 0, classes, 1, GROUP, x)
+    for j in range(GROUP):
+        if j >= rows.count or rows.lane[j] == SKIPPED:
+            for i in range(classes):
+                x[i * GROUP + j] = 0
+    reduce_columns(rows, classes, x, e)
+    if finish_reduce(call, rows, first, limit_of(tile), <const char*>x, sizeof(real), stride, kind,
+                     control):
         return SX_STOPPED
-    if call.out_map.rows.data != NULL:
-        for j in range(count):
-            if rows[j].lane != FAST:
-                continue
-            out = <real*>rows[j].g if call.out_map.direct == 1 else e + j * classes
-            if call.op == LOG_SOFTMAX:
-                map_log(&rows[j], x + j * classes, out, classes)
-            else:
-                map_kept(&rows[j], e + j * classes, out, classes)
-        if call.out_map.direct != 1:
-            scatter(call, rows, count, 0, classes, classes, e)
-    return finish_apart(call, rows, count, control)
+    if call.out_map.rows.data == NULL:
+        return 0
+    map_columns(call, rows, x, e)
+    for j in range(rows.count):
+        if rows.lane[j] == SLOW:
+            map_slow(call, rows, j, <const char*>(x + j), stride, kind, <char*>(e + j), stride, kind,
+                     control)
+        if rows.lane[j] == SLOW or call.op == LOG_SOFTMAX:
+            map_apart(call, rows, j, <char*>(e + j), stride, kind)
+    scatter(call, rows, 0, classes, 1, GROUP, e)
+    return 0
 
 
-cdef inline void map_block(const sx_call* call, Row* row, const real* x, real* out,
+cdef inline void map_block(const sx_call* call, Rows* rows, int64_t j, const real* x, real* out,
                            int64_t length) noexcept nogil:
-    if row.lane != FAST:
+    if rows.lane[j] != FAST:
         return
     if call.op == LOG_SOFTMAX:
-        map_log(row, x, out, length)
+        map_log(rows, j, x, out, length)
     else:
-        map_run(row, x, out, length)
+        map_run(rows, j, x, out, length)
+
+
+cdef int finish_map(const sx_call* call, Rows* rows, sx_control* control) noexcept nogil:
+    # Rows that the map left out, and the entries that are stored last.
+    cdef int64_t j, stride = call.out_map.class_stride, kind = call.out_map.rows.type
+    for j in range(rows.count):
+        if rows.lane[j] != FAST and map_slow(call, rows, j, rows.z[j], call.logits.class_stride,
+                                             call.logits.rows.type, rows.g[j], stride, kind, control):
+            return SX_STOPPED
+        map_apart(call, rows, j, rows.g[j], stride, kind)
+    return 0
 
 
 cdef inline int64_t blocks_of(int64_t classes) noexcept nogil:
@@ -758,64 +787,67 @@ cdef inline int64_t block_length(int64_t k0, int64_t classes) noexcept nogil:
     return BLOCK if classes - k0 > BLOCK else classes - k0
 
 
-cdef int walk_rows(const sx_call* call, Row* rows, int64_t first, int64_t count,
-                   sx_control* control, real* unused) noexcept nogil:
+cdef int walk_rows(const sx_call* call, Rows* rows, int64_t first, sx_control* control,
+                   real* unused) noexcept nogil:
     # Classes side by side in memory, here and in the output: no copy.
     cdef int64_t j, b, k0, length, classes = call.n_classes
-    for j in range(count):
+    for j in range(rows.count):
         for b in range(blocks_of(classes)):
             k0 = b * BLOCK
             length = block_length(k0, classes)
-            reduce_block(&rows[j], <const real*>rows[j].z + k0, k0, length)
+            reduce_block(rows, j, <const real*>rows.z[j] + k0, k0, length)
             if sx_tick(control, length):
                 return SX_STOPPED
-    if finish_reduce(call, rows, first, count, limit_of(unused), control):
+    if finish_reduce(call, rows, first, limit_of(unused), NULL, 0, call.logits.class_stride,
+                     call.logits.rows.type, control):
         return SX_STOPPED
     if call.out_map.rows.data == NULL:
         return 0
-    for j in range(count):
+    for j in range(rows.count):
         for b in range(blocks_of(classes)):
             k0 = b * BLOCK
             length = block_length(k0, classes)
-            map_block(call, &rows[j], <const real*>rows[j].z + k0, <real*>rows[j].g + k0, length)
+            map_block(call, rows, j, <const real*>rows.z[j] + k0, <real*>rows.g[j] + k0, length)
             if sx_tick(control, length):
                 return SX_STOPPED
-    return finish_apart(call, rows, count, control)
+    return finish_map(call, rows, control)
 
 
-cdef int walk_tiles(const sx_call* call, Row* rows, int64_t first, int64_t count,
-                    sx_control* control, real* tile) noexcept nogil:
+cdef int walk_tiles(const sx_call* call, Rows* rows, int64_t first, sx_control* control,
+                    real* tile) noexcept nogil:
     # Any other layout: block by block through the tile.
     cdef int64_t j, b, k0, length, classes = call.n_classes
     for b in range(blocks_of(classes)):
         k0 = b * BLOCK
         length = block_length(k0, classes)
-        gather(call, rows, count, k0, length, BLOCK, tile)
-        for j in range(count):
-            reduce_block(&rows[j], tile + j * BLOCK, k0, length)
-        if sx_tick(control, count * length):
+        gather(call, rows, k0, length, BLOCK, 1, tile)
+        for j in range(rows.count):
+            reduce_block(rows, j, tile + j * BLOCK, k0, length)
+        if sx_tick(control, rows.count * length):
             return SX_STOPPED
-    if finish_reduce(call, rows, first, count, limit_of(tile), control):
+    if finish_reduce(call, rows, first, limit_of(tile), NULL, 0, call.logits.class_stride,
+                     call.logits.rows.type, control):
         return SX_STOPPED
     if call.out_map.rows.data == NULL:
         return 0
     for b in range(blocks_of(classes)):
         k0 = b * BLOCK
         length = block_length(k0, classes)
-        gather(call, rows, count, k0, length, BLOCK, tile)
-        for j in range(count):
-            map_block(call, &rows[j], tile + j * BLOCK, tile + j * BLOCK, length)
-        scatter(call, rows, count, k0, length, BLOCK, tile)
-        if sx_tick(control, count * length):
+        gather(call, rows, k0, length, BLOCK, 1, tile)
+        for j in range(rows.count):
+            if rows.lane[j] == FAST:
+                map_block(call, rows, j, tile + j * BLOCK, tile + j * BLOCK, length)
+        scatter(call, rows, k0, length, BLOCK, 1, tile)
+        if sx_tick(control, rows.count * length):
             return SX_STOPPED
-    return finish_apart(call, rows, count, control)
+    return finish_map(call, rows, control)
 
 
 cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* control,
                   real* tile) noexcept nogil:
-    cdef Row rows[GROUP]
+    cdef Rows rows
     cdef sx_cursor cursor
-    cdef int64_t i, count, together, classes = call.n_classes
+    cdef int64_t i, together, classes = call.n_classes
     cdef bint in_order = call.logits.direct == 1 and (call.out_map.rows.data == NULL
                                                       or call.out_map.direct == 1)
     cdef int stopped = 0
@@ -828,16 +860,15 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
     sx_cursor_start(&cursor, call, lo)
     i = lo
     while i < hi and not stopped:
-        count = together if hi - i > together else hi - i
-        load_rows(call, &cursor, rows, count)
+        load_rows(call, &cursor, &rows, together if hi - i > together else hi - i)
         if classes <= SMALL:
-            stopped = walk_small(call, rows, i, count, control, tile)
-            stopped = stopped or sx_tick(control, count * classes)
+            stopped = walk_small(call, &rows, i, control, tile)
+            stopped = stopped or sx_tick(control, rows.count * classes)
         elif in_order:
-            stopped = walk_rows(call, rows, i, count, control, tile)
+            stopped = walk_rows(call, &rows, i, control, tile)
         else:
-            stopped = walk_tiles(call, rows, i, count, control, tile)
-        i += count
+            stopped = walk_tiles(call, &rows, i, control, tile)
+        i += rows.count
     return SX_STOPPED if stopped else 0
 
 
@@ -858,5 +889,5 @@ cdef int64_t walk_f64(void* args, int64_t lo, int64_t hi, sx_control* control) n
 
 
 def kernels():
-    """Return the addresses of the two walks, by the logits' dtype."""
-    return {"float32": <uint64_t>&walk_f32, "float64": <uint64_t>&walk_f64}
+    """Return the addresses of the two walks, by the size of the logits' elements."""
+    return {4: <uint64_t>&walk_f32, 8: <uint64_t>&walk_f64}

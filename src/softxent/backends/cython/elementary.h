@@ -230,25 +230,49 @@ SX_INLINE double sx_log_reduced(double f, double k)
            - ((half_square - (s * (half_square + q * w) + k * SX_LN2_32_REST)) - f);
 }
 
-/* log x, x normal, positive and finite. */
-SX_INLINE double sx_log(double x)
+/* f and k of log x, x normal, positive and finite. */
+SX_INLINE double sx_split_log(double x, double *k)
 {
     uint64_t bits = sx_bits_of_f64(x);
-    int64_t k = (int64_t)(bits >> 52) - 1023;
     double m = sx_f64_of_bits((bits & 0xfffffffffffffu) | 0x3ff0000000000000u);
-    if (m > 0x1.6a09e667f3bcdp+0) {            /* sqrt 2 */
-        m *= 0.5;
-        k += 1;
-    }
-    return sx_log_reduced(m - 1.0, (double)k);
+    /* The exponent's bits become the last of 2^52 + exponent. */
+    double exponent = sx_f64_of_bits((bits >> 52) | 0x4330000000000000u) - (0x1p52 + 1023.0);
+    int above = m > 0x1.6a09e667f3bcdp+0;      /* sqrt 2 */
+    *k = above ? exponent + 1.0 : exponent;
+    return (above ? m * 0.5 : m) - 1.0;
 }
 
-/* log(1 + x), 0 <= x <= 1, relatively exact however small x is. */
+/* f and k of log(1 + x), 0 <= x <= 1. Above sqrt(2) - 1: 1 + x = 2 (1 + (x - 1) / 2), and x - 1 is
+   exact from 1/2 on. */
+SX_INLINE double sx_split_log1p(double x, double *k)
+{
+    int above = x > 0x1.a827999fcef32p-2;
+    *k = above ? 1.0 : 0.0;
+    return above ? (x - 1.0) * 0.5 : x;
+}
+
+/* One or the other without a branch, so that one logarithm serves both. */
+SX_INLINE void sx_split_log1p_or_log(int log1p_of_share, double share, double total, double *f,
+                                     double *k)
+{
+    double k_share, k_total, f_share, f_total;
+    f_share = sx_split_log1p(share, &k_share);
+    f_total = sx_split_log(total, &k_total);
+    *f = log1p_of_share ? f_share : f_total;
+    *k = log1p_of_share ? k_share : k_total;
+}
+
+SX_INLINE double sx_log(double x)
+{
+    double k, f = sx_split_log(x, &k);
+    return sx_log_reduced(f, k);
+}
+
+/* Relatively exact however small x is. */
 SX_INLINE double sx_log1p(double x)
 {
-    /* Above sqrt(2) - 1: 1 + x = 2 (1 + (x - 1) / 2), and x - 1 is exact from 1/2 on. */
-    return x > 0x1.a827999fcef32p-2 ? sx_log_reduced((x - 1.0) * 0.5, 1.0)
-                                    : sx_log_reduced(x, 0.0);
+    double k, f = sx_split_log1p(x, &k);
+    return sx_log_reduced(f, k);
 }
 
 /* ---- floating-point state ------------------------------------------------------------------- */
