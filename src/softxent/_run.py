@@ -35,9 +35,9 @@ def execute(plan: Plan, problem: Problem) -> tuple[Any, Any]:
     """Carry `plan` out; see `evaluate`."""
     call = problem.call
     keeps_rows = problem.reduction == "none"
-    # One value a row, in the rows' own order; float64 where it is to be summed unrounded.
+    # One value a row; float64 where it is to be summed unrounded.
     dtype = np.float32 if keeps_rows and problem.key.dtype == "float32" else np.float64
-    call.out_rows = np.empty(call.n_rows, dtype)
+    call.out_rows = np.empty(call.logits.shape[:-1], dtype)
     out = problem.out
     if problem.key.wants_map:
         if out is None:
@@ -52,7 +52,7 @@ def execute(plan: Plan, problem: Problem) -> tuple[Any, Any]:
         _threads.run(backend(plan.backend).bind(call, plan.isa), call.n_rows, plan.grain, plan.n_threads)
     if keeps_rows:
         return call.out_rows.reshape(problem.rows_shape), out
-    return tree_sum(call.out_rows) / problem.divisor, out
+    return tree_sum(call.out_rows.reshape(-1)) / problem.divisor, out
 
 
 def map_only(

@@ -71,7 +71,8 @@ class Call:
     scale
         Multiplies every gradient: scalar upstream / divisor.
     out_rows
-        rows, native float32 or float64, or None: the row values (weighted loss, not divided; lse).
+        rows, C-contiguous, native float32 or float64, or None: the row values (weighted loss, not
+        divided; lse).
     out_map
         logits' shape and dtype, or None: the gradient; softmax; log_softmax.
     """

@@ -13,7 +13,7 @@
 # The bits of a row are a function of its values in class order, C, dtype and options. So:
 # - the reference is a power of two, and e_k = exp(z_k) 2^-n. A change of reference is an exact
 #   shift: blocks, the rows of a tile and pass two may each use their own.
-# - C <= 64: the e are added left to right in float64.
+# - C <= 64: the e are added left to right in float64; compensated where they are float64 too.
 # - C > 64: blocks of 1,024 classes, merged left to right by a compensated float64 sum. In a
 #   block, class k belongs to lane k mod 64; four terms of a lane are added in the logits'
 #   precision, then widened; the lanes are folded 32, 16, 8, 4, 2, 1 apart.
@@ -79,9 +79,12 @@ cdef extern from "elementary.h" nogil:
     double sx_log_reduced(double f, double k)
     void sx_split_log1p_or_log(int which, double share, double total, double* f, double* k)
     void sx_two_sum(double* total, double* carry, double x)
+    void sx_kahan(double* total, double* carry, double x)
+    double sx_split_log(double x, double* k)
     double sx_reference_low(double n, double* high)
     ctypedef unsigned long sx_float_state
     sx_float_state sx_float_enter()
+    void sx_float_subnormals(bint kept)
     void sx_float_leave(sx_float_state state)
     const double SX_LOG2E, SX_LIMIT_F32, SX_LIMIT_F64, SX_OUT_OF_REACH
 
@@ -142,7 +145,7 @@ cdef struct Rows:
     double moved[GROUP]      # what the slow lane subtracts from a logit; 0 elsewhere
     double no_result[GROUP]  # logsumexp of a row without a softmax
     # From the head:
-    double value[GROUP]      # the row's value
+    double value[GROUP]      # the row's value, still without its weight
     double a[GROUP]          # the map's factor
     double apart[GROUP]      # the entry that the map does not give: the target's, or a leader's
     double high[GROUP]       # log S + the reference as a logit, in two parts: the map's terms
@@ -401,6 +404,7 @@ cdef void reduce_columns(Rows* rows, int64_t classes, const real* x, real* e) no
     # x, e: class k of row j at k GROUP + j, so that every loop runs over the rows.
     cdef double limit = limit_of(<real*>NULL), top
     cdef double rest[GROUP]
+    cdef double carry[GROUP]
     cdef real tops[GROUP]
     cdef real places[GROUP]
     cdef real targets[GROUP]
@@ -414,6 +418,7 @@ cdef void reduce_columns(Rows* rows, int64_t classes, const real* x, real* e) no
         places[j] = 0
         targets[j] = <real>rows.y[j]
         rest[j] = 0.0
+        carry[j] = 0.0
         e_tops[j] = 0
     for i in range(classes):
         at = <real>i
@@ -436,9 +441,13 @@ cdef void reduce_columns(Rows* rows, int64_t classes, const real* x, real* e) no
             value = <real>0.0 if targets[j] == at else value
             e_tops[j] = value if places[j] == at else e_tops[j]
             value = <real>0.0 if places[j] == at else value
-            rest[j] += <double>value
+            if real is float:
+                rest[j] += <double>value
+            else:
+                sx_kahan(&rest[j], &carry[j], value)
     for j in range(GROUP):
         rows.rest[j] = rest[j]
+        rows.carry[j] = carry[j]
         rows.e_top[j] = e_tops[j]
 
 
@@ -505,7 +514,7 @@ cdef void head_cross_entropy(Rows* rows) noexcept nogil:
         share = others / e_y
         sx_split_log1p_or_log(e_y >= others, share, total, &f, &k)
         low = 0.0 if e_y >= others else (rows.z_y[j] - high) - low
-        rows.value[j] = or_nan(rows.weight[j] * (sx_log_reduced(f, k) - low), total)
+        rows.value[j] = or_nan(sx_log_reduced(f, k) - low, total)
         rows.a[j] = rows.w[j] / total
         # p_y - 1 would cancel; 0 - 0 is +0.
         rows.apart[j] = 0.0 - rows.w[j] * (others / total)
@@ -513,16 +522,17 @@ cdef void head_cross_entropy(Rows* rows) noexcept nogil:
 
 cdef void head_piece(Rows* rows) noexcept nogil:
     # logsumexp, softmax and log_softmax.
-    cdef double others, total, high, low
+    cdef double others, total, high, low, f, k
     cdef int64_t j
     for j in range(GROUP):
         others = rows.rest[j] + rows.carry[j]
         total = others + rows.e_top[j]
-        low = sx_reference_low(rows.n[j], &high) + or_nan(sx_log(total), total)
-        high = high + rows.moved[j]
-        rows.high[j] = high
-        rows.low[j] = low
-        rows.value[j] = high + low
+        f = sx_split_log(total, &k)
+        low = sx_reference_low(rows.n[j], &high)
+        rows.high[j] = high + rows.moved[j]
+        rows.low[j] = low + or_nan(sx_log_reduced(f, k), total)
+        # Not high + low: near 0 they cancel. S 2^n has one exponent, S's and n.
+        rows.value[j] = rows.moved[j] + or_nan(sx_log_reduced(f, k + rows.n[j]), total)
         rows.a[j] = 1.0 / total
         rows.apart[j] = others / rows.e_top[j]
 
@@ -534,6 +544,8 @@ cdef void head(const sx_call* call, Rows* rows, int64_t first) noexcept nogil:
         head_cross_entropy(rows)
     else:
         head_piece(rows)
+    # A weighted loss below the smallest normal number is nobody's subnormal probability.
+    sx_float_subnormals(True)
     for j in range(rows.count):
         if rows.lane[j] == SKIPPED:
             rows.value[j] = 0.0
@@ -546,9 +558,10 @@ cdef void head(const sx_call* call, Rows* rows, int64_t first) noexcept nogil:
         if call.out_rows == NULL:
             continue
         if call.out_rows_is_double:
-            (<double*>call.out_rows)[first + j] = rows.value[j]
+            (<double*>call.out_rows)[first + j] = rows.weight[j] * rows.value[j]
         else:
-            (<float*>call.out_rows)[first + j] = <float>rows.value[j]
+            (<float*>call.out_rows)[first + j] = <float>(rows.weight[j] * rows.value[j])
+    sx_float_subnormals(False)
 
 
 cdef int finish_reduce(const sx_call* call, Rows* rows, int64_t first, double limit,
@@ -622,13 +635,12 @@ cdef void map_columns(const sx_call* call, Rows* rows, const real* x, real* e) n
             for j in range(GROUP):
                 e[i * GROUP + j] = <real>((<double>x[i * GROUP + j] - rows.high[j]) - rows.low[j])
         return
-    for j in range(rows.count):
-        if not is_narrow(rows.a[j]):
-            for i in range(classes):
-                e[i * GROUP + j] = widely(e[i * GROUP + j], rows.a[j])
-            rows.a[j] = 1.0
     for j in range(GROUP):
         a[j] = <real>rows.a[j]
+        if j < rows.count and not is_narrow(rows.a[j]):
+            for i in range(classes):
+                e[i * GROUP + j] = widely(e[i * GROUP + j], rows.a[j])
+            a[j] = 1.0
         apart[j] = <real>rows.apart[j]
         targets[j] = <real>rows.y[j]      # -1 in a softmax: no such class
     for i in range(classes):
@@ -860,7 +872,9 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
     sx_cursor_start(&cursor, call, lo)
     i = lo
     while i < hi and not stopped:
+        sx_float_subnormals(True)
         load_rows(call, &cursor, &rows, together if hi - i > together else hi - i)
+        sx_float_subnormals(False)
         if classes <= SMALL:
             stopped = walk_small(call, &rows, i, control, tile)
             stopped = stopped or sx_tick(control, rows.count * classes)

@@ -63,6 +63,18 @@ SX_INLINE uint64_t sx_bits_of_f64(double x) { uint64_t u; memcpy(&u, &x, 8); ret
 #define SX_LN2_32 0x1.62e42feep-1
 #define SX_LN2_32_REST 0x1.a39ef35793c76p-33
 
+/* What n times ln2 is made of in exp. float32: 24 bits and the rest; 11, the next 11, the rest.
+   float64: SX_LN2; 32 bits (above), the next 21; SX_LN2_REST. */
+#define SX_LN2_24_F32 0x1.62e430p-1f
+#define SX_LN2_24_REST_F32 -0x1.05c610p-29f
+#define SX_LN2_11_F32 0x1.62cp-1f
+#define SX_LN2_NEXT_11_F32 0x1.214p-12f
+#define SX_LN2_22_REST_F32 0x1.fbe8e8p-23f
+#define SX_LN2_NEXT_21 0x1.a39efp-33
+
+#define SX_SQRT2 0x1.6a09e667f3bcdp+0
+#define SX_SQRT2_LESS_1 0x1.a827999fcef32p-2
+
 /* 1.5 * 2^23 and 1.5 * 2^52: adding one of them rounds to an integer, kept in the low bits. */
 #define SX_MAGIC_F32 0x1.8p+23
 #define SX_MAGIC_F64 0x1.8p+52
@@ -84,23 +96,32 @@ SX_INLINE uint64_t sx_bits_of_f64(double x) { uint64_t u; memcpy(&u, &x, 8); ret
    exp of the distance is 0 in either precision (exp(-745.2) is the least float64). */
 #define SX_OUT_OF_REACH 1024.0
 
-/* exp(r) = 1 + r + r^2 q(r) on |r| <= 0.3605, weighted minimax: relative error 2^-27.9. */
+/* exp(r) = 1 + r + r^2 q(r) on |r| <= 0.3605, minimax: relative error 2^-27.9. */
 #define SX_Q0_F32 0x1.fffffap-2f
 #define SX_Q1_F32 0x1.555470p-3f
 #define SX_Q2_F32 0x1.55598ep-5f
 #define SX_Q3_F32 0x1.125214p-7f
 #define SX_Q4_F32 0x1.69fc3ap-10f
-/* The same on |r| <= 0.3468: relative error 2^-57.9. */
-#define SX_Q0_F64 0x1.000000000000ap-1
-#define SX_Q1_F64 0x1.55555555554f9p-3
-#define SX_Q2_F64 0x1.5555555550830p-5
-#define SX_Q3_F64 0x1.1111111127d79p-7
-#define SX_Q4_F64 0x1.6c16c1843c49cp-10
-#define SX_Q5_F64 0x1.a01a0129efd04p-13
-#define SX_Q6_F64 0x1.a01999d7c6053p-16
-#define SX_Q7_F64 0x1.71df25ecc68dbp-19
-#define SX_Q8_F64 0x1.28ada61b74828p-22
-#define SX_Q9_F64 0x1.ad7efa65b8d9fp-26
+/* The same on |r| <= 0.3468: relative error 2^-56.8, coefficients rounded. */
+#define SX_Q0_F64 0x1.0000000000009p-1
+#define SX_Q1_F64 0x1.5555555555558p-3
+#define SX_Q2_F64 0x1.5555555550387p-5
+#define SX_Q3_F64 0x1.111111110f7e7p-7
+#define SX_Q4_F64 0x1.6c16c18617fa4p-10
+#define SX_Q5_F64 0x1.a01a01b019bfep-13
+#define SX_Q6_F64 0x1.a01993751a68cp-16
+#define SX_Q7_F64 0x1.71ddf68d91b88p-19
+#define SX_Q8_F64 0x1.28b44b9651a1fp-22
+#define SX_Q9_F64 0x1.af63731e21625p-26
+
+/* log(1 + f) = 2s + s^3 R(s^2) on |s| <= 0.1716, Chebyshev: relative error 2^-57.6. */
+#define SX_R0 0x1.5555555555558p-1
+#define SX_R1 0x1.99999999952ccp-2
+#define SX_R2 0x1.2492492df3ba9p-2
+#define SX_R3 0x1.c71c62e26208bp-3
+#define SX_R4 0x1.7462b58e46ebep-3
+#define SX_R5 0x1.39fe42e9740a7p-3
+#define SX_R6 0x1.2b59b713616c9p-3
 
 /* ---- exp ------------------------------------------------------------------------------------ */
 
@@ -132,8 +153,8 @@ SX_INLINE float sx_exp_f32(float z, float k, float low)
     t = sx_fma_f32(z, (float)SX_LOG2E, k);
     n = t - k;
 #if SX_HAS_FMA
-    r = sx_fma_f32(n, -0x1.62e430p-1f, z);      /* ln2 to 24 bits: an exact difference */
-    r = sx_fma_f32(n, 0x1.05c610p-29f, r);
+    r = sx_fma_f32(n, -SX_LN2_24_F32, z);      /* an exact difference */
+    r = sx_fma_f32(n, -SX_LN2_24_REST_F32, r);
     q = sx_fma_f32(SX_Q4_F32, r, SX_Q3_F32);
     q = sx_fma_f32(q, r, SX_Q2_F32);
     q = sx_fma_f32(q, r, SX_Q1_F32);
@@ -141,8 +162,8 @@ SX_INLINE float sx_exp_f32(float z, float k, float low)
     p = sx_fma_f32(sx_fma_f32(q, r, 1.0f), r, 1.0f);
 #else
     float exact, last;
-    exact = (z - n * 0x1.62cp-1f) - n * 0x1.214p-12f;  /* ln2's leading 11 bits, the next 11 */
-    last = n * 0x1.fbe8e8p-23f;
+    exact = (z - n * SX_LN2_11_F32) - n * SX_LN2_NEXT_11_F32;
+    last = n * SX_LN2_22_REST_F32;
     r = exact - last;
     q = SX_Q4_F32 * r + SX_Q3_F32;
     q = q * r + SX_Q2_F32;
@@ -166,7 +187,7 @@ SX_INLINE double sx_exp_f64(double z, double k, double low)
     r = sx_fma_f64(n, -SX_LN2, z);              /* an exact difference */
     r = sx_fma_f64(n, -SX_LN2_REST, r);
 #else
-    exact = (z - n * SX_LN2_32) - n * 0x1.a39efp-33;  /* ln2's leading 32 bits, the next 21 */
+    exact = (z - n * SX_LN2_32) - n * SX_LN2_NEXT_21;
     last = n * SX_LN2_REST;
     r = exact - last;
 #endif
@@ -216,16 +237,16 @@ SX_INLINE double sx_reference_low(double n, double *high)
 /* ---- log ------------------------------------------------------------------------------------ */
 
 /* k ln2 + log(1 + f), sqrt(1/2) <= 1 + f <= sqrt(2): with s = f / (2 + f), log(1 + f) is
-   2s + s R(s^2) = f - (f^2/2 - s (f^2/2 + R)). R by Chebyshev: relative error 2^-57.6. */
+   2s + s^3 R(s^2) = f - (f^2/2 - s (f^2/2 + s^2 R)). */
 SX_INLINE double sx_log_reduced(double f, double k)
 {
     double s = f / (2.0 + f), w = s * s, half_square = 0.5 * f * f, q;
-    q = sx_fma_f64(0x1.2b59b713616c9p-3, w, 0x1.39fe42e9740a7p-3);
-    q = sx_fma_f64(q, w, 0x1.7462b58e46ebep-3);
-    q = sx_fma_f64(q, w, 0x1.c71c62e26208bp-3);
-    q = sx_fma_f64(q, w, 0x1.2492492df3ba9p-2);
-    q = sx_fma_f64(q, w, 0x1.99999999952ccp-2);
-    q = sx_fma_f64(q, w, 0x1.5555555555558p-1);
+    q = sx_fma_f64(SX_R6, w, SX_R5);
+    q = sx_fma_f64(q, w, SX_R4);
+    q = sx_fma_f64(q, w, SX_R3);
+    q = sx_fma_f64(q, w, SX_R2);
+    q = sx_fma_f64(q, w, SX_R1);
+    q = sx_fma_f64(q, w, SX_R0);
     return k * SX_LN2_32
            - ((half_square - (s * (half_square + q * w) + k * SX_LN2_32_REST)) - f);
 }
@@ -237,7 +258,7 @@ SX_INLINE double sx_split_log(double x, double *k)
     double m = sx_f64_of_bits((bits & 0xfffffffffffffu) | 0x3ff0000000000000u);
     /* The exponent's bits become the last of 2^52 + exponent. */
     double exponent = sx_f64_of_bits((bits >> 52) | 0x4330000000000000u) - (0x1p52 + 1023.0);
-    int above = m > 0x1.6a09e667f3bcdp+0;      /* sqrt 2 */
+    int above = m > SX_SQRT2;
     *k = above ? exponent + 1.0 : exponent;
     return (above ? m * 0.5 : m) - 1.0;
 }
@@ -246,7 +267,7 @@ SX_INLINE double sx_split_log(double x, double *k)
    exact from 1/2 on. */
 SX_INLINE double sx_split_log1p(double x, double *k)
 {
-    int above = x > 0x1.a827999fcef32p-2;
+    int above = x > SX_SQRT2_LESS_1;
     *k = above ? 1.0 : 0.0;
     return above ? (x - 1.0) * 0.5 : x;
 }
@@ -275,29 +296,42 @@ SX_INLINE double sx_log1p(double x)
     return sx_log_reduced(f, k);
 }
 
+/* total + carry += x for many x of one sign, four additions each (Kahan): error 2 eps. */
+SX_INLINE void sx_kahan(double *total, double *carry, double x)
+{
+    double y = x + *carry, sum = *total + y;
+    *carry = y - (sum - *total);
+    *total = sum;
+}
+
 /* ---- floating-point state ------------------------------------------------------------------- */
 
-/* Kernels run with subnormals flushed and read as zero (rows of subnormal probabilities would
-   take 8 times as long), rounding to nearest, nothing trapped; the caller's state comes back
-   whole, its sticky flags included. */
+/* Walks over a row run with subnormals flushed and read as zero (rows of subnormal probabilities
+   would take 8 times as long), rounding to nearest, nothing trapped. Weights are read and row
+   values written outside of that. The caller's state comes back whole, sticky flags included. */
 #if defined(__SSE__) || defined(_M_X64)
 #include <xmmintrin.h>
 typedef unsigned int sx_float_state;
 SX_INLINE sx_float_state sx_float_enter(void)
 {
     sx_float_state state = _mm_getcsr();
-    _mm_setcsr(0x1f80u | 0x8040u);
+    _mm_setcsr(0x1f80u);
     return state;
 }
+SX_INLINE void sx_float_subnormals(int kept) { _mm_setcsr(0x1f80u | (kept ? 0 : 0x8040u)); }
 SX_INLINE void sx_float_leave(sx_float_state state) { _mm_setcsr(state); }
 #elif defined(__aarch64__) && defined(__GNUC__)
 typedef uint64_t sx_float_state;
 SX_INLINE sx_float_state sx_float_enter(void)
 {
-    sx_float_state state, ours = (uint64_t)1 << 24;  /* FZ */
+    sx_float_state state;
     __asm__ volatile("mrs %0, fpcr" : "=r"(state));
-    __asm__ volatile("msr fpcr, %0" : : "r"(ours));
+    __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)0));
     return state;
+}
+SX_INLINE void sx_float_subnormals(int kept)
+{
+    __asm__ volatile("msr fpcr, %0" : : "r"(kept ? (uint64_t)0 : (uint64_t)1 << 24));  /* FZ */
 }
 SX_INLINE void sx_float_leave(sx_float_state state)
 {
@@ -306,6 +340,7 @@ SX_INLINE void sx_float_leave(sx_float_state state)
 #else
 typedef int sx_float_state;
 SX_INLINE sx_float_state sx_float_enter(void) { return 0; }
+SX_INLINE void sx_float_subnormals(int kept) { (void)kept; }
 SX_INLINE void sx_float_leave(sx_float_state state) { (void)state; }
 #endif
 #endif
