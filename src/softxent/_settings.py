@@ -117,17 +117,10 @@ def environment(name: str, parse: Callable[[str], T], allowed: str) -> T | None:
         return None
 
 
-_encoded = functools.cache(os.fsencode)
-
-
 def _read(name: str) -> str | None:
-    # os.environ.get of a variable that is not set costs 1.2 us, a whole small call; looking into
-    # its own dict 0.1 us (CPython 3.11, Zen 4, November 2026). Only presence is asked of that
-    # private dict, whose keys are bytes but on Windows.
-    data = getattr(os.environ, "_data", None)
-    if data is not None and os.name == "posix" and _encoded(name) not in data:
-        return None
-    return os.environ.get(name)
+    # os.environ.get of a variable that is not set costs 1.2 us, a whole small call; a snapshot
+    # 0.4 us (CPython 3.11, Zen 4, November 2026).
+    return None if snapshot((name,))[0] is None else os.environ.get(name)
 
 
 def snapshot(names: tuple[str, ...]) -> tuple[object, ...]:

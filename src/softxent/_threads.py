@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from softxent._settings import Setting, environment
+from softxent._settings import Setting, environment, snapshot
 
 if TYPE_CHECKING:
     from softxent.backends._contract import Task
@@ -103,7 +103,7 @@ def check(n: SupportsIndex, name: str = "n_threads") -> int:
 
 def effective_threads(requested: int | None) -> int:
     """Return how many threads a call may use that was given `n_threads=requested`."""
-    wanted = requested or _setting.get() or _from_environment()
+    wanted = requested or _setting.get() or _from_environment(snapshot(_VARIABLES))
     allowed = _affinity()
     quota = _quota()
     if quota is not None and quota < allowed:
@@ -126,7 +126,12 @@ def _parse_levels(text: str) -> int:
     return _parse(text.split(",")[0])
 
 
-def _from_environment() -> int | None:
+_VARIABLES = ("SOFTXENT_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+@functools.lru_cache(maxsize=16)
+def _from_environment(environment_now: tuple[object, ...]) -> int | None:
+    # environment_now: what `environment` reads below, for the cache to tell values apart.
     own = environment("SOFTXENT_NUM_THREADS", _parse, "an integer of at least 1")
     if own is not None:
         return own
