@@ -99,7 +99,7 @@ static enum sx_outcome run_alone(struct job *job)
 #define MAX_WORKERS 4096
 
 /* pool.seats: in the low half the workers inside the job, in the high half how many more may
-   enter. A job can only end when both are 0, so whoever takes a seat is in the job it belongs to. */
+   enter. A job ends only when both are 0, so whoever takes a seat is in the job it belongs to. */
 #define INSIDE 0xffffu
 #define SEAT 0x10000u
 
