@@ -171,8 +171,8 @@ def _plain(array: ArrayLike, name: str) -> NDArray[Any]:
     if isinstance(array, np.ma.MaskedArray):
         if np.ma.is_masked(array):
             raise TypeError(
-                f"{name} must not be a masked array with a mask set: masks would be lost; mark rows "
-                "with ignore_index or sample_weight=0, classes with -inf logits"
+                f"{name} must not be a masked array with a mask set: masks would be lost; mark "
+                "rows with ignore_index or sample_weight=0, classes with -inf logits"
             )
         array = array.data
     try:
@@ -240,8 +240,8 @@ def _classes(targets: ArrayLike | None, z: NDArray[np.floating], axis: int,
         return y
     if y.shape == z.shape:
         raise ValueError(
-            f"integer targets must be class numbers of shape {rows_shape}, got the logits' own shape "
-            f"{y.shape}: one-hot rows? pass targets.argmax(axis={axis})"
+            f"integer targets must be class numbers of shape {rows_shape}, got the logits' own "
+            f"shape {y.shape}: one-hot rows? pass targets.argmax(axis={axis})"
         )
     message = (f"targets must have the logits' shape without axis {axis}: logits {z.shape} need "
                f"targets of shape {rows_shape}, got {y.shape}")
@@ -310,12 +310,12 @@ def _weights(array: ArrayLike, name: str, shape: tuple[int, ...], meaning: str) 
     at = np.unravel_index(int(np.argmax(bad)), w.shape)
     where = f"[{', '.join(map(str, at))}]" if at else ""
     raise ValueError(
-        f"{name} must be finite and >= 0, got {name}{where} = {w[at]}; a row or class that is not to "
-        "count has weight 0"
+        f"{name} must be finite and >= 0, got {name}{where} = {w[at]}; a row or class that is "
+        "not to count has weight 0"
     )
 
 
-def _divisor(divisor: float, reduction: str) -> float:
+def _divisor(divisor: Any, reduction: str) -> float:
     if reduction != "mean":
         raise ValueError(
             f"divisor replaces the mean's: it goes with reduction='mean', got {reduction!r}"
@@ -332,7 +332,7 @@ def _divisor(divisor: float, reduction: str) -> float:
 
 
 def _upstream(
-    upstream: ArrayLike, reduction: str, rows_shape: tuple[int, ...]
+    upstream: Any, reduction: str, rows_shape: tuple[int, ...]
 ) -> float | NDArray[Any]:
     if type(upstream) is float:
         return upstream
@@ -352,7 +352,7 @@ def _upstream(
 
 def _output(out: NDArray[np.floating], name: str, z: NDArray[np.floating],
             inputs: dict[str, Any]) -> NDArray[np.floating]:
-    if not isinstance(out, np.ndarray) or np.ma.isMaskedArray(out):
+    if np.ma.isMaskedArray(out) or not isinstance(out, np.ndarray):
         raise TypeError(
             f"{name} must be a NumPy array to write into, got {type(out).__name__}"
         )
@@ -365,8 +365,8 @@ def _output(out: NDArray[np.floating], name: str, z: NDArray[np.floating],
         raise ValueError(f"{name} is read-only; pass a writeable array or leave it out")
     if _overlaps_itself(into):
         raise ValueError(
-            f"{name} must not overlap itself, but strides {into.strides} of shape {into.shape} reach "
-            "some elements twice; pass a copy"
+            f"{name} must not overlap itself, but strides {into.strides} of shape {into.shape} "
+            "reach some elements twice; pass a copy"
         )
     if _share(into, z) and not _same_memory(into, z):
         raise ValueError(
@@ -389,7 +389,7 @@ def _share(a: NDArray[Any], b: NDArray[Any]) -> bool:
     if not np.may_share_memory(a, b):
         return False
     try:
-        return bool(np.shares_memory(a, b, max_work=10_000))
+        return bool(np.shares_memory(a, b, max_work=10_000))  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 

@@ -1,5 +1,6 @@
-"""Carries a plan out: allocates outputs, runs the kernel over ranges, reduces. Nothing else calls
-kernels.
+"""Carries a plan out: allocates outputs, runs the kernel over ranges of rows, reduces.
+
+Nothing else calls kernels.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def execute(plan: Plan, problem: Problem) -> tuple[Any, Any]:
     keeps_rows = problem.reduction == "none"
     # One value a row; float64 where it is to be summed unrounded.
     dtype = np.float32 if keeps_rows and problem.key.dtype == "float32" else np.float64
-    call.out_rows = np.empty(call.logits.shape[:-1], dtype)
+    rows = call.out_rows = np.empty(call.logits.shape[:-1], dtype)
     out = problem.out
     if problem.key.wants_map:
         if out is None:
@@ -49,10 +50,11 @@ def execute(plan: Plan, problem: Problem) -> tuple[Any, Any]:
             out.fill(0.0)
         return 0.0, out
     if call.n_rows:
-        _threads.run(backend(plan.backend).bind(call, plan.isa), call.n_rows, plan.grain, plan.n_threads)
+        task = backend(plan.backend).bind(call, plan.isa)
+        _threads.run(task, call.n_rows, plan.grain, plan.n_threads)
     if keeps_rows:
-        return call.out_rows.reshape(problem.rows_shape), out
-    return tree_sum(call.out_rows.reshape(-1)) / problem.divisor, out
+        return rows.reshape(problem.rows_shape), out
+    return tree_sum(rows.reshape(-1)) / problem.divisor, out
 
 
 def map_only(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 _FEW = 64
 
 
-def tree_sum(values: NDArray[np.float64]) -> float:
+def tree_sum(values: NDArray[np.floating]) -> float:
     """Return the sum of `values`, a contiguous float64 vector that is used up on the way.
 
     The upper half is added to the lower one until one value is left: every addition is an IEEE
@@ -21,7 +21,8 @@ def tree_sum(values: NDArray[np.float64]) -> float:
         few = values.tolist() or [0.0]
         while len(few) > 1:
             half = (len(few) + 1) // 2
-            few = [a + b for a, b in zip(few, few[half:], strict=False)] + few[len(few) - half : half]
+            lower, upper = few[:half], few[half:]
+            few = [a + b for a, b in zip(lower, upper, strict=False)] + lower[len(upper) :]
         return float(few[0])
     with np.errstate(all="ignore"):
         while n > 1:

@@ -99,7 +99,7 @@ class Call:
     @property
     def n_classes(self) -> int:
         """Number of classes, C >= 1."""
-        return self.logits.shape[-1]
+        return int(self.logits.shape[-1])
 
 
 class Native(NamedTuple):
@@ -133,7 +133,7 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def availability(self) -> str:
-        """Return "available", or why it is not, in words for the user. Cheap after the first call."""
+        """Return "available", or why it is not, in words for the user; cheap to ask again."""
 
     @abc.abstractmethod
     def supports(self, key: Key) -> str | None:

@@ -29,7 +29,8 @@ Loss = Callable[[Floats, NDArray[np.integer]], tuple[float, Floats]]
 
 def ours(logits: Floats, targets: NDArray[np.integer]) -> tuple[float, Floats]:
     """Loss and gradient by this library, the gradient written over the logits."""
-    return cross_entropy_with_grad(logits, targets, grad_out=logits)
+    loss, grad = cross_entropy_with_grad(logits, targets, grad_out=logits)
+    return loss, grad.astype(np.float64, copy=False)
 
 
 def plain_numpy(logits: Floats, targets: NDArray[np.integer]) -> tuple[float, Floats]:
@@ -60,7 +61,8 @@ def fit(
         weights = flat.reshape(x.shape[1], n_classes)
         np.matmul(x, weights, out=logits)
         loss, grad = loss_with_grad(logits, y)
-        return loss + L2 / 2 * flat @ flat, (x.T @ grad + L2 * weights).ravel()
+        decay = L2 / 2 * float(flat @ flat)
+        return loss + decay, (x.T @ grad + L2 * weights).ravel()
 
     start = np.zeros(x.shape[1] * n_classes)
     result = minimize(
@@ -136,7 +138,7 @@ def _digits() -> tuple[Floats, Floats, NDArray[np.integer], NDArray[np.integer]]
         ) from error
     x, y = load_digits(return_X_y=True)
     parts = train_test_split(x / 16.0, y, test_size=0.25, random_state=0, stratify=y)
-    return tuple(parts)  # type: ignore[return-value]
+    return tuple(parts)
 
 
 def _pyplot() -> Any:

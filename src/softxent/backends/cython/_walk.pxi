@@ -234,54 +234,77 @@ cdef void load_rows(const sx_call* call, sx_cursor* cursor, Rows* rows, int64_t 
                     rows.w[j] = weight * call.scale
                     if call.upstream.data != NULL:
                         rows.w[j] *= sx_load_real(cursor.upstream, call.upstream.type)
-                    rows.z_y[j] = sx_load_real(rows.z[j] + y * call.logits.class_stride,
-                                               call.logits.rows.type)
         sx_cursor_next(cursor, call)
 
 
 # ---- reduce: C > 64 ------------------------------------------------------------------------------
 
+# Folds of 64 lanes, 32, 16, 8, 4, 2, 1 apart; lengths written out, for loops of a known length
+# become vectors.
+
+cdef inline real larger(real a, real b) noexcept nogil:
+    return b if b > a else a
+
+
+cdef inline real fold_top(real* lanes) noexcept nogil:
+    cdef int j
+    for j in range(32):
+        lanes[j] = larger(lanes[j], lanes[j + 32])
+    for j in range(16):
+        lanes[j] = larger(lanes[j], lanes[j + 16])
+    for j in range(8):
+        lanes[j] = larger(lanes[j], lanes[j + 8])
+    for j in range(4):
+        lanes[j] = larger(lanes[j], lanes[j + 4])
+    return larger(larger(lanes[0], lanes[2]), larger(lanes[1], lanes[3]))
+
+
+cdef inline double fold_sum(double* lanes) noexcept nogil:
+    cdef int j
+    for j in range(32):
+        lanes[j] += lanes[j + 32]
+    for j in range(16):
+        lanes[j] += lanes[j + 16]
+    for j in range(8):
+        lanes[j] += lanes[j + 8]
+    for j in range(4):
+        lanes[j] += lanes[j + 4]
+    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
+
+
 cdef inline real block_top(const real* x, int64_t length) noexcept nogil:
     cdef real lanes[LANES]
-    cdef real a, b
-    cdef int64_t i, j, half
+    cdef real a
+    cdef int64_t i, j
     for j in range(LANES):
         lanes[j] = -INFINITY
     i = 0
     while i + STRIPE <= length:
         for j in range(LANES):
-            a = x[i + j] if x[i + j] > lanes[j] else lanes[j]
-            b = x[i + LANES + j] if x[i + LANES + j] > a else a
-            a = x[i + 2 * LANES + j] if x[i + 2 * LANES + j] > b else b
-            lanes[j] = x[i + 3 * LANES + j] if x[i + 3 * LANES + j] > a else a
+            a = larger(larger(lanes[j], x[i + j]), x[i + LANES + j])
+            lanes[j] = larger(larger(a, x[i + 2 * LANES + j]), x[i + 3 * LANES + j])
         i += STRIPE
     while i + LANES <= length:
         for j in range(LANES):
-            lanes[j] = x[i + j] if x[i + j] > lanes[j] else lanes[j]
+            lanes[j] = larger(lanes[j], x[i + j])
         i += LANES
     for j in range(length - i):
-        lanes[j] = x[i + j] if x[i + j] > lanes[j] else lanes[j]
-    half = LANES // 2
-    while half > 0:
-        for j in range(half):
-            lanes[j] = lanes[j + half] if lanes[j + half] > lanes[j] else lanes[j]
-        half //= 2
-    return lanes[0]
+        lanes[j] = larger(lanes[j], x[i + j])
+    return fold_top(lanes)
 
 
 cdef inline int64_t first_place(const real* x, int64_t length, real value) noexcept nogil:
-    cdef int64_t i = 0, j
-    cdef int found
-    while i + LANES <= length:
-        found = 0
-        for j in range(LANES):
-            found |= x[i + j] == value
-        if found:
-            break
+    cdef int64_t i = 0
+    cdef int j, at, place
+    while i < length:
+        place = LANES
+        for j in range(LANES if length - i > LANES else <int>(length - i)):
+            at = j if x[i + j] == value else LANES
+            place = at if at < place else place
+        if place < LANES:
+            return i + place
         i += LANES
-    while i < length and x[i] != value:
-        i += 1
-    return i
+    return 0
 
 
 cdef inline void add_stripe(const real* x0, const real* x1, const real* x2, const real* x3,
@@ -315,7 +338,7 @@ cdef inline double block_rest(const real* x, int64_t length, int64_t skip_1, int
     cdef double lanes[LANES]
     cdef real patched[4 * LANES]
     cdef const real* parts[4]
-    cdef int64_t i, j, part, n_parts, start, stop, half
+    cdef int64_t i, j, part, n_parts, start, stop
     for j in range(LANES):
         lanes[j] = 0.0
     i = 0
@@ -344,12 +367,7 @@ cdef inline double block_rest(const real* x, int64_t length, int64_t skip_1, int
         else:
             add_short_stripe(parts, n_parts, k, low, lanes)
         i += STRIPE
-    half = LANES // 2
-    while half > 0:
-        for j in range(half):
-            lanes[j] += lanes[j + half]
-        half //= 2
-    return lanes[0]
+    return fold_sum(lanes)
 
 
 cdef inline void merge_block(Rows* rows, int64_t j, double n, double top, int64_t k_top,
@@ -379,6 +397,9 @@ cdef inline void reduce_block(Rows* rows, int64_t j, const real* x, int64_t k0,
     cdef real real_top, k, low
     if rows.lane[j] != FAST:
         return
+    if k0 <= y < k0 + length:
+        y_place = y - k0
+        rows.z_y[j] = x[y_place]
     real_top = block_top(x, length)
     top = real_top
     if top > limit:
@@ -393,8 +414,6 @@ cdef inline void reduce_block(Rows* rows, int64_t j, const real* x, int64_t k0,
         place = first_place(x, length, real_top)
         if k0 + place != y:
             e_top = exp_of(real_top, k, low)
-    if k0 <= y < k0 + length:
-        y_place = y - k0
     merge_block(rows, j, n, top, k0 + place, e_top, block_rest(x, length, place, y_place, k, low))
 
 
@@ -446,6 +465,8 @@ cdef void reduce_columns(Rows* rows, int64_t classes, const real* x, real* e) no
             else:
                 sx_kahan(&rest[j], &carry[j], value)
     for j in range(GROUP):
+        if rows.y[j] >= 0:
+            rows.z_y[j] = x[rows.y[j] * GROUP + j]
         rows.rest[j] = rest[j]
         rows.carry[j] = carry[j]
         rows.e_top[j] = e_tops[j]
@@ -466,6 +487,8 @@ cdef int reduce_slow(Rows* rows, int64_t j, const char* z, int64_t stride, int64
         if value > top:
             top = value
             k_top = k
+        if k == y:
+            rows.z_y[j] = value
         has_nan |= value != value
         if (k & 65535) == 65535 and sx_tick(control, 65536):
             return SX_STOPPED
