@@ -1,4 +1,4 @@
-"""From how much work on a second thread pays: the figures behind `_plan.PARALLEL_FROM`.
+"""From how much work on a second thread pays: the figures behind `_plan.PARALLEL_FROM_NS`.
 
     python benchmarks/threads.py
 
@@ -36,7 +36,7 @@ def call_times(n: int, c: int, pause: float) -> dict[int, float]:
 
 
 def main() -> None:
-    _plan.PARALLEL_FROM = 0  # or small shapes would never be given two
+    _plan.PARALLEL_FROM_NS = 0.0  # or small shapes would never be given two
     print("rows x classes   elements   | back to back: 1, 2 threads | parked: 1, 2 threads")
     for n, c in ((256, 10), (819, 10), (1638, 10), (3277, 10), (6554, 10), (13107, 10),
                  (16, 1000), (33, 1000), (66, 1000), (131, 1000), (262, 1000), (1049, 1000)):

@@ -10,10 +10,14 @@ from softxent._settings import Setting, environment, snapshot
 from softxent.backends import BACKENDS, backend
 from softxent.backends._contract import Key
 
-# Work for which a second thread pays, in elements (rows x classes) of float32: the hand-off takes
-# 3-6 us, one thread moves 0.7-1.2 elements a ns. Measured on an EPYC (Zen 4, AVX-512), 2 cores, by
-# `python benchmarks/threads.py`, November 2026. float64 counts double.
-PARALLEL_FROM = 16_384
+# A second thread pays from about 50 us of one thread's work where calls follow each other, and from
+# 150 us where its workers have parked in between, as they have in a trainer: a virtual machine takes
+# 20-50 us to wake one. By what an element takes: rows of up to 64 classes, longer rows. Measured by
+# `python benchmarks/threads.py` on an EPYC (Zen 4, AVX-512), 2 cores, November 2026, float32;
+# float64 counts double.
+PARALLEL_FROM_NS = 150_000.0
+SHORT_ROWS = 64
+NS_SHORT, NS_LONG = 2.6, 0.7
 # Rows are handed out in pieces of at least this many elements, and about this many pieces a
 # thread: small enough to even out cores of unequal speed, large against taking a piece (0.1 us).
 PIECE_FROM = 8_192
@@ -152,9 +156,11 @@ def select(
     cannot serve raises `BackendUnavailableError`. Otherwise the first of `BACKENDS` that can.
     """
     wanted = None if n_threads is None else _threads.check(n_threads)
-    elements = n_rows * n_classes * (2 if key.dtype == "float64" else 1)
+    ns = n_rows * n_classes * (NS_SHORT if n_classes <= SHORT_ROWS else NS_LONG)
+    if key.dtype == "float64":
+        ns *= 2.0
     # Asking how many threads there are costs more than a small call should.
-    may = _threads.effective_threads(wanted) if elements >= PARALLEL_FROM and n_rows > 1 else 1
+    may = _threads.effective_threads(wanted) if ns >= PARALLEL_FROM_NS and n_rows > 1 else 1
     forced = _check_name(requested) or _setting.get()
     return _plan(key, n_rows, n_classes, forced, may, snapshot(_VARIABLES))
 
