@@ -79,3 +79,17 @@ def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Le
 def dtype(request: pytest.FixtureRequest) -> str:
     """The logits' dtype."""
     return request.param
+
+
+#: What other Pythons, the wheel, the sdist and a build without a compiler run (`-m subset`).
+SUBSET = {
+    "test_bad_input.py", "test_cli.py", "test_constants.py", "test_import.py", "test_layers.py",
+    "test_readme.py", "test_reference.py", "test_threads.py",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the subset."""
+    for item in items:
+        if item.path.name in SUBSET:
+            item.add_marker(pytest.mark.subset)

@@ -11,7 +11,7 @@ from softxent.backends import BACKENDS, backend
 from softxent.backends._contract import Key
 
 # A second thread pays from about 50 us of one thread's work where calls follow each other, and from
-# 150 us where its workers have parked in between, as they have in a trainer: a virtual machine takes
+# 150 us where its workers have parked in between, as in a trainer: a virtual machine takes
 # 20-50 us to wake one. By what an element takes: rows of up to 64 classes, longer rows. Measured by
 # `python benchmarks/threads.py` on an EPYC (Zen 4, AVX-512), 2 cores, November 2026, float32;
 # float64 counts double.

@@ -118,7 +118,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         + f", {plan.n_threads} thread{'s' if plan.n_threads > 1 else ''}",
         f"training time      {training[0] * 1e3:.1f} ms (plain NumPy: {training[1] * 1e3:.1f} ms, "
         f"{ratio:.1f} times as long; medians of {ROUNDS} in turn)",
-        f"of which the loss  {alone[0] * 1e6:.0f} us a step (plain NumPy: {alone[1] * 1e6:.0f} us, "
+        f"of that the loss   {alone[0] * 1e6:.0f} us a step (plain NumPy: {alone[1] * 1e6:.0f} us, "
         f"{ratio_alone:.1f} times as long); the rest is matrix products and SciPy",
     ]
     return figures, "\n".join(lines)
