@@ -4,6 +4,7 @@ An extension that does not compile is left out, with a warning: the package then
 there (SOFTXENT_REQUIRE_EXTENSIONS=1 makes it an error, for those who build wheels).
 """
 
+import glob
 import os
 import platform
 import sys
@@ -11,6 +12,7 @@ import sys
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.sdist import sdist
 
 WALK = "src/softxent/backends/cython/"
 POSIX = os.name == "posix"
@@ -62,4 +64,18 @@ extensions = cythonize(
 for built in extensions:
     # cythonize() forgets `optional`.
     built.optional = not os.environ.get("SOFTXENT_REQUIRE_EXTENSIONS")
-setup(ext_modules=extensions)
+
+
+class SourceDistribution(sdist):
+    """An sdist that builds and tests: cythonize() hides the sources behind what it made of them."""
+
+    def add_defaults(self) -> None:
+        """Add what setuptools does not find by itself."""
+        super().add_defaults()
+        for pattern in ("src/**/*.pyx", "src/**/*.pxi", "src/**/*.h", "src/softxent/_pool.c",
+                        "tests/*", "benchmarks/**", "docs/**", "*.md"):
+            self.filelist.extend(path for path in glob.glob(pattern, recursive=True)
+                                 if os.path.isfile(path) and "__pycache__" not in path)
+
+
+setup(ext_modules=extensions, cmdclass={"sdist": SourceDistribution})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from numpy.typing import DTypeLike
+
 from softxent._plan import Plan, select
 from softxent.backends._contract import Key
 from softxent.losses import LOSSES
@@ -13,7 +15,7 @@ _ORDERS = ("C", "F", "strided")
 
 def explain(
     shape: tuple[int, ...],
-    dtype: str = "float32",
+    dtype: DTypeLike = "float32",
     *,
     order: str = "C",
     loss: str = "cross_entropy",

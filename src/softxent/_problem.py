@@ -46,8 +46,9 @@ class Problem:
         Shape of the result under "none".
     logits
         The logits as given, and `axis`, the classes' axis of them: outputs take their layout.
-    out
-        The caller's output of the logits' shape, or None: a fresh one.
+    out, given_out
+        The caller's output of the logits' shape, as an ndarray and as it came (a subclass, a
+        memmap); or None: a fresh one.
     """
 
     call: Call
@@ -58,6 +59,7 @@ class Problem:
     logits: NDArray[np.floating]
     axis: int
     out: NDArray[np.floating] | None
+    given_out: NDArray[np.floating] | None
 
 
 def normalise(
@@ -109,6 +111,7 @@ def normalise(
 
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+    given_out = None
     d = 1.0
     if divisor is not None:
         d = _divisor(divisor, reduction)
@@ -120,6 +123,7 @@ def normalise(
             call.scale = up / d if d else 0.0
         else:
             call.upstream = up
+        given_out = out
         if out is not None:
             inputs = {"targets": call.targets, "sample_weight": call.sample_weight,
                       "class_weight": class_weight, "upstream": call.upstream}
@@ -127,7 +131,7 @@ def normalise(
 
     key = Key(spec.op, "float64" if z.dtype.itemsize == 8 else "float32", _order(call.logits),
               wants_map)
-    return Problem(call, key, reduction, d, rows_shape, z, last, out)
+    return Problem(call, key, reduction, d, rows_shape, z, last, out, given_out)
 
 
 def classes_last(array: NDArray[Any], axis: int) -> NDArray[Any]:

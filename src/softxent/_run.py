@@ -45,16 +45,17 @@ def execute(plan: Plan, problem: Problem) -> tuple[Any, Any]:
             out = np.empty_like(problem.logits, order="K")
         moved = classes_last(out, problem.axis)
         call.out_map = moved if problem.rows_shape else moved[np.newaxis]
+    result = out if problem.given_out is None else problem.given_out
     if problem.divisor == 0.0:
         if out is not None:
             out.fill(0.0)
-        return 0.0, out
+        return 0.0, result
     if call.n_rows:
         task = backend(plan.backend).bind(call, plan.isa)
         _threads.run(task, call.n_rows, plan.grain, plan.n_threads)
     if keeps_rows:
-        return rows.reshape(problem.rows_shape), out
-    return tree_sum(rows.reshape(-1)) / problem.divisor, out
+        return rows.reshape(problem.rows_shape), result
+    return tree_sum(rows.reshape(-1)) / problem.divisor, result
 
 
 def map_only(

@@ -1,0 +1,54 @@
+"""A1: exp of the compiled walks, every float32 argument; compiled by itself at each level."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import LEVELS, _processor_has
+
+TESTS = Path(__file__).parent
+FLAGS = {"v2": ["-msse4.2"], "v3": ["-mavx2", "-mfma"], "v4": ["-mavx2", "-mfma", "-mavx512f"]}
+COMPILER = shutil.which(os.environ.get("CC", "cc").split()[0])
+
+pytestmark = [
+    pytest.mark.skipif(COMPILER is None, reason="no C compiler"),
+    pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="long double is no truth here"),
+]
+
+
+def measure(tmp_path, level, step, samples):
+    program = tmp_path / "exp_ulp"
+    subprocess.run(
+        [COMPILER, "-O2", "-ffp-contract=off", "-fno-math-errno", *FLAGS[level], "-o", program,
+         TESTS / "exp_ulp.c", f"-I{TESTS.parent}/src/softxent/backends/cython", "-lm"],
+        check=True)
+    done = subprocess.run([program, str(step), str(samples)], check=True, text=True,
+                          stdout=subprocess.PIPE)
+    print(level, done.stdout, file=sys.stderr)
+    return [float(word) for word in done.stdout.split()]
+
+
+def check(tmp_path, level, step, samples):
+    if not all(map(_processor_has, LEVELS[level])):
+        pytest.skip(f"this processor lacks {level}")
+    f32, left_f32, far_f32, f64, left_f64 = measure(tmp_path, level, step, samples)
+    assert f32 <= 1.0
+    assert far_f32 <= 1.0
+    assert f64 <= 1.0
+    assert left_f32 == left_f64 == 0
+
+
+@pytest.mark.parametrize("level", FLAGS)
+def test_exp_is_within_one_ulp(tmp_path, level):
+    check(tmp_path, level, 257, 2_000_000)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("level", FLAGS)
+def test_exp_is_within_one_ulp_at_every_float32(tmp_path, level):
+    check(tmp_path, level, 1, 100_000_000)
