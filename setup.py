@@ -69,13 +69,14 @@ for built in extensions:
 class SourceDistribution(sdist):
     """An sdist that builds and tests: cythonize() hides the sources behind what it made of them."""
 
-    def add_defaults(self) -> None:
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
         """Add what setuptools does not find by itself."""
-        super().add_defaults()
-        for pattern in ("src/**/*.pyx", "src/**/*.pxi", "src/**/*.h", "src/softxent/_pool.c",
-                        "tests/*", "benchmarks/**", "docs/**", "*.md"):
-            self.filelist.extend(path for path in glob.glob(pattern, recursive=True)
-                                 if os.path.isfile(path) and "__pycache__" not in path)
+        found = {path for pattern in ("src/**/*.pyx", "src/**/*.pxi", "src/**/*.h",
+                                      "src/softxent/_pool.c", "tests/*", "benchmarks/**",
+                                      "docs/**", "*.md")
+                 for path in glob.glob(pattern, recursive=True)
+                 if os.path.isfile(path) and "__pycache__" not in path}
+        super().make_release_tree(base_dir, sorted(found.union(files)))
 
 
 setup(ext_modules=extensions, cmdclass={"sdist": SourceDistribution})
