@@ -136,6 +136,10 @@ def measure(cases: dict[str, Case], rounds: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds):
         for name, case in cases.items():
+            # The threads of the one before spin on for some ms (OpenMP), on cores that this one
+            # wants; then one call so that its own are awake and its data where it leaves them.
+            time.sleep(0.01)
+            case()
             begin = time.perf_counter()
             for _ in range(repeats[name]):
                 case()
