@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 
+import numpy as np
 from numpy.typing import DTypeLike
 
 from softxent._plan import Plan, select
@@ -33,7 +35,7 @@ def explain(
     dtype : {"float32", "float64"} or a NumPy dtype
         The logits' dtype.
     order : {"C", "F", "strided"}
-        Unit class stride, unit row stride, or neither.
+        Unit class stride, unit row stride, or neither (as any layout of foreign byte order is).
     loss : str
         The loss's name.
     targets : {"classes"}
@@ -61,7 +63,13 @@ def explain(
     >>> sx.explain((1024, 32000), backend="numpy").backend
     'numpy'
     """
-    name = getattr(dtype, "__name__", None) or str(dtype)
+    try:
+        wanted = np.dtype(dtype)
+    except TypeError as error:
+        raise ValueError(f"dtype must be a NumPy dtype, got {dtype!r}") from error
+    name = wanted.newbyteorder("=").name
+    if not wanted.isnative:
+        order = "strided"
     for what, value, known in (
         ("dtype", name, ("float32", "float64")),
         ("order", order, _ORDERS),
@@ -72,7 +80,8 @@ def explain(
     spec = LOSSES[loss]
     if targets not in spec.targets:
         raise ValueError(f"targets of {loss} must be one of {spec.targets}, got {targets!r}")
-    if not shape or any(length < 0 for length in shape) or shape[-1] == 0:
+    shape = tuple(map(operator.index, shape))
+    if not shape or min(shape) < 0 or shape[-1] == 0:
         raise ValueError(f"shape must be (..., C) with C >= 1, got {shape}")
     key = Key(spec.op, name, order, grad)
     return select(key, math.prod(shape[:-1]), shape[-1], backend, n_threads)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import sys
 from typing import Any
 
@@ -20,6 +18,9 @@ _VARIABLES = ("SOFTXENT_BACKEND", "SOFTXENT_NUM_THREADS", "SOFTXENT_MAX_ISA",
 
 def collect() -> dict[str, Any]:
     """Return the facts, as `softxent info --json` prints them."""
+    import importlib.metadata  # 20 ms that an import of the package need not cost
+    import platform
+
     versions = {}
     for name in _DISTRIBUTIONS:
         try:

@@ -97,17 +97,21 @@ def normalise(
     call = Call(spec.op, moved if rows_shape else moved[np.newaxis])
     call_rows = rows_shape or (1,)
 
+    inputs: dict[str, NDArray[Any]] = {}  # what no output may share memory with
     if spec.targets:
         y = _classes(targets, z, last, rows_shape)
-        call.ignore_index = None if ignore_index is None else _ignore_index(ignore_index)
+        call.ignore_index = _ignore_index(ignore_index, y.dtype)
         _check_range(y, n_classes, call.ignore_index)
         call.targets = y.reshape(call_rows) if not rows_shape else y
+        inputs["targets"] = y
     if sample_weight is not None:
         s = _weights(sample_weight, "sample_weight", rows_shape, "one a row")
         call.sample_weight = s.reshape(call_rows) if not rows_shape else s
+        inputs["sample_weight"] = s
     if class_weight is not None:
         v = _weights(class_weight, "class_weight", (n_classes,), "one a class")
         call.class_weight = np.ascontiguousarray(v, np.float64)
+        inputs["class_weight"] = v
 
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
@@ -117,16 +121,20 @@ def normalise(
         d = _divisor(divisor, reduction)
     elif reduction == "mean":
         d = mean_divisor(call)
+        if d == math.inf:
+            raise ValueError(
+                "the mean's divisor, the sum of the weights of the rows that count, overflows "
+                "float64; scale sample_weight or class_weight down, or pass a divisor"
+            )
     if wants_map:
         up = _upstream(upstream, reduction, rows_shape)
         if isinstance(up, float):
             call.scale = up / d if d else 0.0
         else:
-            call.upstream = up
+            call.upstream = up.reshape(call_rows) if not rows_shape else up
+            inputs["upstream"] = up
         given_out = out
         if out is not None:
-            inputs = {"targets": call.targets, "sample_weight": call.sample_weight,
-                      "class_weight": class_weight, "upstream": call.upstream}
             out = _output(out, out_name, z, inputs)
 
     key = Key(spec.op, "float64" if z.dtype.itemsize == 8 else "float32", _order(call.logits),
@@ -162,7 +170,8 @@ def mean_divisor(call: Call) -> float:
         else:
             weight = np.where(counts, s[i * _CHUNK : (i + 1) * _CHUNK], 0.0).astype(np.float64)
         if call.class_weight is not None:
-            weight *= call.class_weight[np.where(counts, chunk, 0).astype(np.intp)]
+            with np.errstate(over="ignore"):  # the sum is judged, not its terms
+                weight *= call.class_weight[np.where(counts, chunk, 0).astype(np.intp)]
         parts[i] = tree_sum(weight)
     return tree_sum(parts)
 
@@ -189,7 +198,7 @@ def _logits(logits: ArrayLike, targets: ArrayLike | None) -> NDArray[np.floating
     z = _plain(logits, "logits")
     if z.dtype.kind != "f" or z.dtype.itemsize not in (4, 8):
         cure = "convert them with logits.astype(numpy.float32)"
-        if z.dtype.kind in "iub" and np.ndim(targets) == z.ndim + 1:  # type: ignore[arg-type]
+        if z.dtype.kind in "iub" and getattr(targets, "ndim", 0) == z.ndim + 1:
             cure = "are logits and targets swapped? logits come first"
         elif z.dtype.kind in "iub":
             cure += "; class numbers are targets, the second argument"
@@ -258,14 +267,19 @@ def _classes(targets: ArrayLike | None, z: NDArray[np.floating], axis: int,
     raise ValueError(message)
 
 
-def _ignore_index(ignore_index: SupportsIndex) -> int:
+def _ignore_index(ignore_index: SupportsIndex | None, dtype: np.dtype[Any]) -> int | None:
+    if ignore_index is None:
+        return None
     try:
-        return operator.index(ignore_index)
+        number = operator.index(ignore_index)
     except TypeError:
         raise TypeError(
             "ignore_index must be an integer, or None to ignore no row; got "
             f"{type(ignore_index).__name__}"
         ) from None
+    # No target of this dtype can be equal to what it cannot hold.
+    limits = np.iinfo(dtype)
+    return number if limits.min <= number <= limits.max else None
 
 
 def _check_range(y: NDArray[np.integer], n_classes: int, ignore_index: int | None) -> None:
@@ -299,7 +313,8 @@ def _reals(array: ArrayLike, name: str) -> NDArray[Any]:
     if a.dtype.kind == "f" and a.dtype.itemsize == 2:
         return a.astype(np.float32)
     if a.dtype.kind == "f":
-        return a.astype(np.float64)
+        with np.errstate(over="ignore"):  # what float64 cannot hold becomes infinite
+            return a.astype(np.float64)
     raise TypeError(f"{name} must be real numbers ({_LOADED}), got dtype {a.dtype}")
 
 
@@ -324,10 +339,14 @@ def _divisor(divisor: Any, reduction: str) -> float:
         raise ValueError(
             f"divisor replaces the mean's: it goes with reduction='mean', got {reduction!r}"
         )
+    if not hasattr(divisor, "__float__") and not hasattr(divisor, "__index__"):
+        raise TypeError(f"divisor must be a number, got {type(divisor).__name__}")
     try:
         d = float(divisor)
+    except OverflowError:
+        d = math.inf
     except (TypeError, ValueError):
-        raise TypeError(f"divisor must be a number, got {type(divisor).__name__}") from None
+        raise TypeError(f"divisor must be one number, got {divisor!r}") from None
     if not 0.0 <= d < math.inf:
         raise ValueError(
             f"divisor must be finite and > 0, or 0 (loss and gradient are then 0); got {d}"
@@ -338,8 +357,11 @@ def _divisor(divisor: Any, reduction: str) -> float:
 def _upstream(
     upstream: Any, reduction: str, rows_shape: tuple[int, ...]
 ) -> float | NDArray[Any]:
-    if type(upstream) is float:
-        return upstream
+    if isinstance(upstream, (float, int)):
+        try:
+            return float(upstream)
+        except OverflowError:
+            return math.copysign(math.inf, upstream)
     u = _reals(upstream, "upstream")
     if u.ndim == 0:
         return float(u)
@@ -355,7 +377,7 @@ def _upstream(
 
 
 def _output(out: NDArray[np.floating], name: str, z: NDArray[np.floating],
-            inputs: dict[str, Any]) -> NDArray[np.floating]:
+            inputs: dict[str, NDArray[Any]]) -> NDArray[np.floating]:
     if np.ma.isMaskedArray(out) or not isinstance(out, np.ndarray):
         raise TypeError(
             f"{name} must be a NumPy array to write into, got {type(out).__name__}"
@@ -378,14 +400,19 @@ def _output(out: NDArray[np.floating], name: str, z: NDArray[np.floating],
             "overwrite them in place, or an array of its own"
         )
     for other, array in inputs.items():
-        if isinstance(array, np.ndarray) and _share(into, array):
+        if _share(into, array):
             raise ValueError(f"{name} shares memory with {other}; pass an array of its own")
     return into
 
 
 def _same_memory(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    return a is b or (a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
-                      and a.strides == b.strides and a.dtype == b.dtype)
+    """Whether arrays of one shape have the same elements at the same places."""
+    if a is b:
+        return True
+    steps = [(s, t) for s, t, length in zip(a.strides, b.strides, a.shape, strict=True)
+             if length > 1]
+    return (a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
+            and all(s == t for s, t in steps) and a.dtype == b.dtype)
 
 
 def _share(a: NDArray[Any], b: NDArray[Any]) -> bool:

@@ -12,6 +12,8 @@ import json
 import sys
 from collections.abc import Sequence
 
+from softxent._plan import BackendUnavailableError
+
 _COMMANDS = ("info", "demo")
 
 
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         result, text = options.run(options)
-    except CommandError as error:
+    except (CommandError, BackendUnavailableError) as error:
         print(f"softxent {options.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -168,7 +169,7 @@ def _plot(losses: list[float], file: str) -> None:
     axes.set(xlabel="iteration", ylabel="loss + weight decay",
              title="Handwritten digits, softmax regression by L-BFGS")
     try:
-        figure.savefig(file)
+        figure.savefig(file, format=Path(file).suffix[1:] or "png")
     except (OSError, ValueError) as error:
         raise CommandError(f"cannot write the plot: {error}") from error
     print(f"plot written to {file}", file=sys.stderr)

@@ -518,6 +518,11 @@ cdef int reduce_slow(Rows* rows, int64_t j, const char* z, int64_t stride, int64
 # Loops over the rows of a group without a branch, so that they are compiled to vectors. A row
 # without a result (NaN in a sum) stays NaN: sx_log alone would not see to that.
 
+cdef inline double times(double p, double factor) noexcept nogil:
+    # 0 times a factor that overflowed is 0; times NaN, a row without a result, it is NaN.
+    return 0.0 if p == 0.0 and factor == factor else p * factor
+
+
 cdef inline double or_nan(double value, double total) noexcept nogil:
     return value if total < INFINITY else NAN
 
@@ -540,7 +545,7 @@ cdef void head_cross_entropy(Rows* rows) noexcept nogil:
         rows.value[j] = or_nan(sx_log_reduced(f, k) - low, total)
         rows.a[j] = rows.w[j] / total
         # p_y - 1 would cancel; 0 - 0 is +0.
-        rows.apart[j] = 0.0 - rows.w[j] * (others / total)
+        rows.apart[j] = 0.0 - times(others / total, rows.w[j])
 
 
 cdef void head_piece(Rows* rows) noexcept nogil:
@@ -612,7 +617,7 @@ cdef inline bint is_narrow(double factor) noexcept nogil:
 
 
 cdef inline real widely(real e, double factor) noexcept nogil:
-    return <real>(<double>e * factor + 0.0)
+    return <real>times(e, factor)
 
 
 cdef inline void map_run(Rows* rows, int64_t j, const real* x, real* out,
@@ -689,7 +694,7 @@ cdef int map_slow(const sx_call* call, Rows* rows, int64_t j, const char* z, int
             if call.op == LOG_SOFTMAX:
                 value = (value - rows.high[j]) - rows.low[j]
             else:
-                value = sx_exp_f64(value - rows.top[j], power.k, power.low) * rows.a[j] + 0.0
+                value = times(sx_exp_f64(value - rows.top[j], power.k, power.low), rows.a[j])
         sx_store_real(g + k * g_stride, g_kind, value)
         if (k & 65535) == 65535 and sx_tick(control, 65536):
             return SX_STOPPED

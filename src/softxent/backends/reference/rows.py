@@ -138,11 +138,13 @@ class RowsTask:
         weight = weight * self._call.scale
         # S'/S is exactly 1 where the target is -inf: the gradient there is exactly -w. And
         # 0 - w S'/S, not its negative: where S' = 0 the gradient is +0.
-        at_target = 0.0 - weight * (other / total)
+        # 0 times a weight that overflowed is 0; times NaN, a row without a result, it is NaN.
+        refused, share = np.isnan(weight), other / total
+        at_target = 0.0 - np.where((share == 0.0) & ~refused, 0.0, weight * share)
         for classes in block.walk():
             g = block.exp_shifted(classes, m)
             g /= total[:, None]
-            g *= weight[:, None]
+            np.multiply(g, weight[:, None], out=g, where=(g != 0.0) | refused[:, None])
             here, column = _inside(targets, classes)
             g[here, column] = at_target[here]
             g[~counts] = 0.0
