@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from conftest import LEVELS, _processor_has
 
 TESTS = Path(__file__).parent
