@@ -21,7 +21,7 @@ from softxent.losses.cross_entropy import cross_entropy_with_grad
 L2 = 1e-3
 ITERATIONS = 100
 #: Trainings of each kind that are timed, in turn.
-ROUNDS = 7
+ROUNDS = 25
 
 Floats = NDArray[np.float64]
 #: From (logits, targets), the logits free to be overwritten: the mean loss, and its gradient.
@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     )
     logits = x_train @ weights[:-1] + weights[-1]
     training, ratio = _in_turn(lambda loss: fit(x_train, y_train, 10, loss), ROUNDS)
-    alone, ratio_alone = _in_turn(lambda loss: loss(logits.copy(), y_train), 50 * ROUNDS)
+    alone, ratio_alone = _in_turn(lambda loss: loss(logits.copy(), y_train), 20 * ROUNDS)
     plan = explain((len(x_train), 10), "float64")
     figures = {
         "train_rows": len(x_train), "test_rows": len(x_test), "losses": losses,
