@@ -20,8 +20,10 @@ import pytest
 import softxent as sx
 from conftest import usable_levels
 from softxent import _threads
+from softxent._problem import normalise
 from softxent.backends import backend as backend_of
 from softxent.backends._contract import Call, Op
+from softxent.losses import LOSSES
 
 C = 5
 TARGETS = np.array([0, 1, 2, 4])
@@ -862,3 +864,14 @@ def test_backend_that_cannot_be_used(tmp_path):
              "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}, check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_misaligned_class_weight_is_realigned():
+    """Kernels read class weights through a pointer to float64."""
+    record = np.zeros(1, [("flag", "u1"), ("v", "f8", C)])
+    record["v"] = np.linspace(1, 2, C)
+    weights = record["v"][0]
+    assert not weights.flags.aligned
+    problem = normalise(LOSSES["cross_entropy"], logits(), TARGETS, class_weight=weights)
+    assert problem.call.class_weight.flags.aligned
+    assert np.array_equal(problem.call.class_weight, weights)

@@ -110,7 +110,7 @@ def normalise(
         inputs["sample_weight"] = s
     if class_weight is not None:
         v = _weights(class_weight, "class_weight", (n_classes,), "one a class")
-        call.class_weight = np.ascontiguousarray(v, np.float64)
+        call.class_weight = np.require(v, np.float64, ["C", "A"])
         inputs["class_weight"] = v
 
     if reduction not in REDUCTIONS:

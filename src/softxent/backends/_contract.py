@@ -65,7 +65,7 @@ class Call:
         rows, any integer, bool or float dtype, finite and >= 0; or None for 1. A row of weight 0 is
         treated as an ignored one.
     class_weight
-        (C,), contiguous native float64, finite and >= 0; or None for 1.
+        (C,), contiguous, aligned, native float64, finite and >= 0; or None for 1.
     upstream
         rows, a real dtype; or None for 1. Multiplies the gradient of its row.
     scale
