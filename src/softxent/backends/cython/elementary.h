@@ -38,7 +38,7 @@
 #endif
 
 /* A CPU whose compiler flags promise FMA: x86-64-v3 and up, aarch64. */
-#if defined(__FMA__) || defined(__aarch64__) || defined(_M_ARM64)
+#if defined(__GNUC__) && (defined(__FMA__) || defined(__aarch64__))
 #define SX_HAS_FMA 1
 #define sx_fma_f32 __builtin_fmaf
 #define sx_fma_f64 __builtin_fma
