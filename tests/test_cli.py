@@ -190,3 +190,14 @@ def test_interrupted(monkeypatch, capsys):
     monkeypatch.setattr("softxent._info.collect", interrupt)
     assert main(["info"]) == 1
     assert capsys.readouterr() == ("", "softxent info: interrupted\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a pipe of the shell")
+def test_reader_that_has_had_enough():
+    """`softxent info | head -0` ends quietly."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as pipe:
+        done = subprocess.run([sys.executable, "-m", "softxent", "info"], stdout=pipe,
+                              stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -39,5 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"softxent {options.command}: interrupted", file=sys.stderr)
         return 1
-    print(json.dumps(result, indent=2) if options.json else text)
+    try:
+        print(json.dumps(result, indent=2) if options.json else text, flush=True)
+    except BrokenPipeError:  # `softxent info | head -1`: who reads has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
