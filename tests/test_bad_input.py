@@ -541,12 +541,13 @@ NOTHING_COUNTS = {
 }
 
 
-@pytest.mark.parametrize("case", NOTHING_COUNTS)
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(("case", "reduction"), [
+    (case, reduction)
+    for case, options in NOTHING_COUNTS.items()
+    for reduction in (("mean",) if "divisor" in options else REDUCTIONS)
+])
 def test_nothing_counts(level, case, reduction):
     """Loss +0.0 and gradient +0.0, never NaN, into a used `grad_out` too."""
-    if "divisor" in case and reduction != "mean":
-        pytest.skip("divisor is the mean's")
     arguments = {"logits": np.full((4, C), NAN), "targets": TARGETS, **NOTHING_COUNTS[case]}
     out = np.full((4, C), SENTINEL)
     loss, g = sx.cross_entropy_with_grad(
