@@ -1,14 +1,17 @@
 """Worst errors over the hard rows, by backend, level and dtype: `python tests/accuracy_table.py`.
 
-`measure` is what `test_accuracy.py` asserts on; `BOUNDS` holds the contract's figures, nowhere else
-repeated.
+`measure` is what `test_accuracy.py` asserts on, `measure_options` what `test_options.py` does:
+cross-entropy with the options of `SETTINGS`, and the pieces. `BOUNDS` and `OPTION_BOUNDS` hold the
+contract's figures, nowhere else repeated.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -31,6 +34,126 @@ BOUNDS = {
     "sum g": ("E1", "eps sum |g|", 2.0, 8.0),
 }
 
+#: The same of what options make of cross-entropy, and of the pieces.
+OPTION_BOUNDS = {
+    "loss": BOUNDS["loss"],
+    "soft loss": ("A8", "ulp of sum q (lse - z)", 8.0, 16.0),
+    "loss with z-loss": ("A9", "eps sum |terms|", 8.0, 16.0),
+    "gradient": BOUNDS["gradient"],
+    "gradient below F": BOUNDS["gradient below F"],
+    "other gradient": ("A6", "eps (|A| p + |B|)", 4.0, 8.0),
+    "sum g": BOUNDS["sum g"],
+    "sum of other g": ("E1", "eps (|A| + sum |B|)", 2.0, 8.0),
+    "softmax": BOUNDS["softmax"],
+    "softmax below F": BOUNDS["softmax below F"],
+    "sum p - 1": BOUNDS["sum p - 1"],
+    "log_softmax": BOUNDS["log_softmax"],
+    "target_log_probs": ("A3", "ulp", 2.0, 6.0),
+    "entropy": ("A9", "eps sum |terms|", 8.0, 16.0),
+    "vjp": ("A6", "eps p (|u| + sum p |u|)", 4.0, 8.0),
+}
+#: Results of 16-bit logits that are rounded to their format, in ulp of it; A6 has the one rounding
+#: as an allowance, and all else is float32.
+SIXTEEN = dict.fromkeys(("gradient", "softmax", "softmax below F", "log_softmax"), 0.51)
+
+#: Numbers of classes that options are measured on.
+OPTION_CLASSES = (1, 2, 3, 7, 10, 17, 33, 64, 65, 100, 257, 1025)
+#: Formats of 16 bits; bfloat16 where ml_dtypes is installed.
+FORMATS = ("float16", "bfloat16")
+
+
+def storage(dtype: str) -> np.dtype:
+    """The dtype of a name."""
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(dtype)
+
+
+def loss_quantity(kind: str, options: Collection[str]) -> str:
+    """The quantity of `OPTION_BOUNDS` that a loss is, from the options that are on."""
+    if "z_loss" in options:
+        return "loss with z-loss"
+    return "soft loss" if kind == "probabilities" or "label_smoothing" in options else "loss"
+
+
+def is_relative(kind: str, options: Collection[str]) -> bool:
+    """Whether A5, relative and stronger than A6, is promised of the gradient."""
+    return kind == "classes" and not {"label_smoothing", "z_loss", "softcap"} & set(options)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Options of a call: kind of target, numbers, and which arrays are drawn beside."""
+
+    kind: str = "classes"
+    options: tuple[tuple[str, float], ...] = ()
+    class_weight: bool = False
+    row_weights: bool = False  # sample_weight and upstream
+    subnormal: bool = False  # probabilities are, all or some, below the smallest normal number
+
+    def arrays(self, case: rows.Case) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Return what is drawn for a case: what truth takes as well, and the rows' weights."""
+        n, n_classes = case.logits.shape
+        rng = np.random.default_rng([rows.SEED, n_classes, 2])
+        shared, of_rows = {}, {}
+        if self.class_weight:
+            v = np.exp(rng.normal(0, 2, n_classes))
+            v[rng.random(n_classes) < 0.1] = 0
+            shared["class_weight"] = v
+        if self.row_weights:
+            of_rows["sample_weight"] = np.exp(rng.normal(0, 2, n))
+            of_rows["upstream"] = rng.normal(0, 1, n) * 10.0 ** rng.integers(-5, 6)
+        return shared, of_rows
+
+    def targets(self, case: rows.Case) -> np.ndarray:
+        """Class numbers, or probabilities."""
+        if self.kind == "classes":
+            return case.targets
+        return rows.probabilities(case, subnormal=self.subnormal)
+
+    @property
+    def names(self) -> set[str]:
+        """The numeric options that are on."""
+        return {name for name, _ in self.options}
+
+
+def _setting(kind: str = "classes", class_weight: bool = False, row_weights: bool = False,
+             **options: float) -> Setting:
+    return Setting(kind, tuple(options.items()), class_weight, row_weights)
+
+
+#: Every option by itself, and some together.
+SETTINGS = {
+    "temperature 0.7": _setting(temperature=0.7),
+    "temperature 3": _setting(temperature=3.0),
+    "temperature 1e5": _setting(temperature=1e5),
+    "class_weight, temperature": _setting(class_weight=True, row_weights=True, temperature=1.3),
+    "smoothing 0.1": _setting(label_smoothing=0.1),
+    "smoothing 1e-6": _setting(label_smoothing=1e-6),
+    "smoothing 1": _setting(label_smoothing=1.0),
+    "smoothing, class_weight": _setting(class_weight=True, label_smoothing=0.1),
+    "z_loss 1e-4": _setting(z_loss=1e-4),
+    "z_loss 2": _setting(z_loss=2.0),
+    "softcap 30": _setting(softcap=30.0),
+    "softcap 1": _setting(softcap=1.0),
+    "softcap, temperature": _setting(softcap=50.0, temperature=0.3),
+    "probabilities": _setting("probabilities"),
+    "subnormal probabilities": Setting("probabilities", subnormal=True),
+    "probabilities, weights": _setting("probabilities", True, True),
+    "probabilities, smoothing": _setting("probabilities", label_smoothing=0.2),
+    "probabilities, temperature": _setting("probabilities", temperature=0.7),
+    "probabilities, z_loss": _setting("probabilities", z_loss=1e-3),
+    "probabilities, softcap": _setting("probabilities", softcap=30.0),
+    "everything, classes": _setting("classes", True, True, label_smoothing=0.1, temperature=1.7,
+                                    softcap=20.0, z_loss=1e-2),
+    "everything, probabilities": _setting("probabilities", True, True, label_smoothing=0.1,
+                                          temperature=1.7, softcap=20.0, z_loss=1e-2),
+}
+#: What `measure_options` knows beside them: the pieces, at a temperature.
+PIECES = {f"pieces, temperature {value:g}": value for value in (0.7, 1.0, 3.0, 1e5)}
+
 
 @dataclass
 class Worst:
@@ -51,9 +174,11 @@ class Worst:
 
 
 def bound(quantity: str, dtype: str) -> float:
-    """The contract's bound."""
-    _, _, single, double = BOUNDS[quantity]
-    return single if dtype == "float32" else double
+    """The contract's bound, for logits of `dtype`."""
+    _, _, single, double = {**BOUNDS, **OPTION_BOUNDS}[quantity]
+    if dtype in FORMATS and quantity in SIXTEEN:
+        return SIXTEEN[quantity]
+    return double if dtype == "float64" else single
 
 
 def observe(worst: dict[str, Worst], case: rows.Case, backend: str) -> None:
@@ -99,6 +224,215 @@ def observe(worst: dict[str, Worst], case: rows.Case, backend: str) -> None:
     worst["sum g"].see(np.where(off > 0, off / (eps * np.where(size > 0, size, 1)), 0), case)
 
 
+# ---- with options --------------------------------------------------------------------------------
+
+
+def beyond(got: np.ndarray, true: np.ndarray, dtype: str, allowance, unit) -> np.ndarray:
+    """|got - true| beyond an allowance, in a unit; the unit is 0 only where both are exact."""
+    error = truth.absolute_error(got, true, dtype)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # An error that is infinite is so whatever is allowed.
+        over = np.where(np.isfinite(error), error - allowance, error)
+        over = np.where(error == 0, 0, np.where(np.isnan(over), 0, np.maximum(over, 0)))
+        return np.where(over > 0, over / unit, 0)
+
+
+def forgiven(errors: np.ndarray, got: np.ndarray, true: truth.CrossEntropy,
+             rounded_to: str = "") -> np.ndarray:
+    """Errors but for an infinity where something on the way to the result is beyond float64.
+
+    Or where what A6 allows reaches beyond the format of 16 bits that a gradient is rounded to.
+    """
+    overflow = true.overflow.reshape(-1, *(1,) * (errors.ndim - 1))
+    if rounded_to:
+        reach = np.abs(true.gradient) + bound("other gradient", "") * truth.EPS["float32"] * (
+            true.scale)
+        overflow = overflow | (reach >= truth.largest(rounded_to))
+    return np.where(overflow & np.isinf(got), 0, errors)
+
+
+def lse_slack(true: truth.CrossEntropy, dtype: str) -> np.ndarray:
+    """What A2 lets an lse be off, (N,): the z-loss's formula is of lse, not of what it sums."""
+    return bound("lse", dtype) * truth.EPS[dtype] * np.maximum(1, np.abs(true.lse))
+
+
+def loss_allowance(true: truth.CrossEntropy, dtype: str, weight=1.0) -> np.ndarray:
+    """What a row loss may be off beside its bound.
+
+    C F for flushing, times the largest `weight` of a term where that is above 1; one ulp of every
+    logit under a softcap; what A2 allows the lse of a z-loss.
+    """
+    flushed = true.softmax.shape[1] * truth.F[dtype] * np.maximum(truth.LD(1), weight)
+    return true.moved_loss + true.loss_by_lse * lse_slack(true, dtype) + flushed
+
+
+def loss_unit(true: truth.CrossEntropy, quantity: str, dtype: str) -> np.ndarray:
+    """What a quantity of `OPTION_BOUNDS` that is a loss is counted in.
+
+    Every term is >= 0, so that the loss itself is the sum of the absolute terms.
+    """
+    if quantity == "loss with z-loss":
+        return truth.EPS[dtype] * true.loss
+    return truth.spacing(true.loss, dtype)
+
+
+def gradient_allowance(true: truth.CrossEntropy, dtype: str, rounded_to: str = "") -> np.ndarray:
+    """What a gradient may be off beside A6's bound.
+
+    (1 + |A|) C F, one ulp of every logit under a softcap, what A2 allows the lse of a z-loss; and
+    the one rounding to a format of 16 bits.
+    """
+    allowance = ((1 + true.size) * true.softmax.shape[1] * truth.F[dtype])[:, None]
+    allowance = allowance + true.moved_gradient
+    allowance += true.gradient_by_lse * lse_slack(true, dtype)[:, None]
+    if rounded_to:
+        reach = np.abs(true.gradient) + allowance
+        reach += bound("other gradient", dtype) * truth.EPS[dtype] * true.scale
+        allowance += truth.spacing(reach, rounded_to) / 2
+    return allowance
+
+
+def see_gradient(worst: dict[str, Worst], case: rows.Case, g: np.ndarray,
+                 true: truth.CrossEntropy, relative: bool) -> None:
+    """Take note of a gradient's errors: of A5 where it is `relative`, else of A6, and of E1."""
+    dtype = case.dtype
+    stored = g.dtype.name
+    eps, f = truth.EPS[dtype], truth.F[dtype]
+    rounded_to = stored if stored in FORMATS else ""
+    wide = g.astype(truth.LD)
+    off, size = np.abs(wide.sum(axis=1)), np.abs(wide).sum(axis=1)
+    flushed = true.size * g.shape[1] * f
+    errors = beyond(g, true.gradient, stored, gradient_allowance(true, dtype, rounded_to),
+                    eps * true.scale)
+    errors = forgiven(errors, g, true, rounded_to)
+    if not relative:
+        worst["other gradient"].see(errors, case)
+        if not rounded_to:
+            worst["sum of other g"].see(
+                beyond(off, truth.LD(0), dtype, np.maximum(g.shape[1] * f, flushed),
+                       eps * (true.size + true.mass)), case)
+        return
+    at_target = np.arange(g.shape[1]) == case.targets[:, None]
+    counts = (np.abs(true.gradient) >= truth.F[stored]) & ((true.softmax >= f) | at_target)
+    ulps = truth.ulp_error(g, true.gradient, stored, np.where(at_target, flushed[:, None], 0))
+    worst["gradient"].see(ulps, case, counts)
+    worst["gradient below F"].see(errors, case, ~counts)
+    if not rounded_to:
+        worst["sum g"].see(beyond(off, truth.LD(0), dtype, flushed, eps * size), case)
+
+
+def observe_setting(worst: dict[str, Worst], case: rows.Case, backend: str, setting: Setting,
+                    dtype: str) -> None:
+    """Evaluate cross-entropy with options over a case, as logits of `dtype`; note its errors."""
+    options = dict(setting.options)
+    shared, of_rows = setting.arrays(case)
+    targets = setting.targets(case)
+    loss, g = sx.cross_entropy_with_grad(
+        case.logits.astype(storage(dtype)), targets, reduction="none", backend=backend, **options,
+        **shared, **of_rows)
+    assert g.dtype == storage(dtype)
+    weight = of_rows.get("sample_weight", np.ones(len(loss))).astype(truth.LD)
+    true = truth.cross_entropy(case.logits, targets, weight=weight,
+                               factor=of_rows.get("upstream"), **options, **shared)
+    quantity = loss_quantity(setting.kind, setting.names)
+    heaviest = shared.get("class_weight", np.ones(1)).max()
+    errors = beyond(loss, true.loss, case.dtype,
+                    loss_allowance(true, case.dtype, weight * heaviest),
+                    loss_unit(true, quantity, case.dtype))
+    worst[quantity].see(forgiven(errors, loss, true), case)
+    see_gradient(worst, case, g, true, is_relative(setting.kind, setting.names))
+
+
+def observe_pieces(worst: dict[str, Worst], case: rows.Case, backend: str, temperature: float,
+                   dtype: str) -> None:
+    """Evaluate the pieces at a temperature over a case, as logits of `dtype`; note their errors."""
+    exact = case.logits
+    z = exact.astype(storage(dtype))
+    f, eps = truth.F[case.dtype], truth.EPS[case.dtype]
+    flushed = z.shape[1] * truth.LD(f)
+    options = {"temperature": temperature, "backend": backend}
+
+    p, true_p = sx.softmax(z, **options), truth.softmax(exact, temperature)
+    errors = truth.ulp_error(p, true_p, dtype)
+    normal = true_p >= truth.F[dtype]
+    worst["softmax"].see(errors, case, normal)
+    worst["softmax below F"].see(errors, case, ~normal & (p != 0))
+    worst["sum p - 1"].see(np.abs(p.astype(truth.LD).sum(axis=1) - 1) / eps, case)
+    true_log_p = truth.log_softmax(exact, temperature)
+    log_p = sx.log_softmax(z, **options)
+    assert p.dtype == log_p.dtype == z.dtype
+    worst["log_softmax"].see(truth.ulp_error(log_p, true_log_p, dtype, flushed), case)
+    log_p = sx.target_log_probs(z, case.targets, **options)
+    true_log_p = true_log_p[np.arange(len(z)), case.targets]
+    worst["target_log_probs"].see(truth.ulp_error(log_p, true_log_p, case.dtype, flushed), case)
+    entropy, true_entropy = sx.softmax_entropy(z, **options), truth.entropy(exact, temperature)
+    assert entropy.dtype == log_p.dtype == case.dtype
+    worst["entropy"].see(
+        beyond(entropy, true_entropy, case.dtype, flushed, eps * true_entropy), case)
+
+    rng = np.random.default_rng(z.shape[1])
+    u = (rng.normal(0, 1, z.shape) * 10.0 ** rng.integers(-4, 5, (len(z), 1))).astype(case.dtype)
+    u[::3] = u[::3].mean(axis=1, keepdims=True) + u[::3] * case.logits.dtype.type(1e-3)
+    true, scale = truth.vjp(p, u)
+    size = (p.astype(truth.LD) * np.abs(u)).sum(axis=1)[:, None]
+    allowance = flushed * (1 + size)
+    if dtype in FORMATS:
+        allowance = allowance + truth.spacing(np.abs(true) + 4 * eps * scale, dtype) / 2
+    got = sx.softmax_vjp(p, u, backend=backend)
+    worst["vjp"].see(beyond(got, true, dtype, allowance, eps * scale), case)
+
+
+@cache
+def option_cases(dtype: str) -> list[rows.Case]:
+    """Cases that options are measured on: fewer rows than `rows.cases`.
+
+    For a format of 16 bits they are float32, of numbers that it has.
+    """
+    wide = "float32" if dtype in FORMATS else dtype
+    cases = [rows.some(rows.case(n, wide), 2 if n < 100 else 1) for n in OPTION_CLASSES]
+    return cases if wide == dtype else [rounded(case, dtype) for case in cases]
+
+
+def rounded(case: rows.Case, dtype: str) -> rows.Case:
+    """The rows of a case that still have a softmax with logits rounded to 16 bits."""
+    with np.errstate(over="ignore"):
+        z = case.logits.astype(storage(dtype)).astype(np.float32)
+    keep = np.flatnonzero(np.isfinite(z.max(axis=1)))
+    return rows.Case(case.name, z[keep], case.targets[keep], [case.families[i] for i in keep])
+
+
+@cache
+def measure_options(backend: str, isa: str, dtype: str, name: str) -> dict[str, Worst]:
+    """Worst errors under a setting of `SETTINGS`, or those of `PIECES`; `dtype` the logits'."""
+    worst = {quantity: Worst() for quantity in OPTION_BOUNDS}
+    with np.errstate(invalid="ignore"):
+        for case in option_cases(dtype):
+            if name in SETTINGS:
+                observe_setting(worst, case, backend, SETTINGS[name], dtype)
+            else:
+                observe_pieces(worst, case, backend, PIECES[name], dtype)
+    return worst
+
+
+def measured(name: str, dtype: str) -> list[str]:
+    """Quantities of `OPTION_BOUNDS` that `measure_options` measures under a name."""
+    if name in PIECES:
+        sums = [] if dtype in FORMATS else ["sum p - 1"]
+        return ["softmax", "softmax below F", *sums, "log_softmax", "target_log_probs", "entropy",
+                "vjp"]
+    setting = SETTINGS[name]
+    quantities = [loss_quantity(setting.kind, setting.names)]
+    if is_relative(setting.kind, setting.names):
+        quantities += ["gradient", "gradient below F"]
+        sums = "sum g"
+    else:
+        quantities.append("other gradient")
+        sums = "sum of other g"
+    if dtype not in FORMATS and not setting.names & {"z_loss", "softcap"}:
+        quantities.append(sums)
+    return quantities
+
+
 @cache
 def measure(backend: str, isa: str, dtype: str) -> dict[str, Worst]:
     """Worst error of every quantity, over every case; `isa` must be in force, and is only a key."""
@@ -114,19 +448,32 @@ def main() -> None:
     from conftest import LEVELS, usable_levels
 
     levels = usable_levels()
-    for dtype in ("float32", "float64"):
-        columns = []
+
+    def columns(function, *args):
         for level in levels:
             os.environ.pop("SOFTXENT_MAX_ISA", None)
             if level.isa in LEVELS:
                 os.environ["SOFTXENT_MAX_ISA"] = level.isa
             assert sx.explain((4, 4), "float32", backend=level.backend).isa == level.isa
-            columns.append(measure(*level, dtype))
-        print(f"{dtype:38}{'bound':>8}" + "".join(f"{level!s:>12}" for level in levels))
-        for quantity, (promise, unit, *_) in BOUNDS.items():
-            errors = "".join(f"{column[quantity].error:12.3f}" for column in columns)
-            label = f"{promise} {quantity}, {unit}"
-            print(f"{label:38}{bound(quantity, dtype):8g}{errors}")
+            yield function(*level, *args)
+
+    def line(label, quantity, table, found):
+        promise, unit, *_ = table[quantity]
+        errors = "".join(f"{column[quantity].error:12.3f}" for column in found)
+        print(f"{f'{promise} {label}{quantity}, {unit}':66}{bound(quantity, dtype):8g}{errors}")
+
+    for dtype in ("float32", "float64", *FORMATS):
+        if dtype == "bfloat16" and find_spec("ml_dtypes") is None:
+            continue
+        print(f"{dtype:66}{'bound':>8}" + "".join(f"{level!s:>12}" for level in levels))
+        if dtype not in FORMATS:
+            found = list(columns(measure, dtype))
+            for quantity in BOUNDS:
+                line("", quantity, BOUNDS, found)
+        for name in (*SETTINGS, *PIECES):
+            found = list(columns(measure_options, dtype, name))
+            for quantity in measured(name, dtype):
+                line(f"{name}: ", quantity, OPTION_BOUNDS, found)
         print()
 
 

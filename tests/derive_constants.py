@@ -66,6 +66,12 @@ def atanh_rest(w: mp.mpf) -> mp.mpf:
     return ((mp.log((1 + s) / (1 - s)) - 2 * s) / s) / w
 
 
+def tanh_rest(w: mp.mpf) -> mp.mpf:
+    """((tanh(y) / y - 1) / w + 1/3) / w as a function of w = y^2."""
+    y = mp.sqrt(w)
+    return ((mp.tanh(y) / y - 1) / w + mp.mpf(1) / 3) / w
+
+
 def constants() -> dict[str, float]:
     """Every named constant that is not a choice but follows from the mathematics."""
     ln2, found = mp.log(2), {}
@@ -86,6 +92,11 @@ def constants() -> dict[str, float]:
     widest = (mp.sqrt(2) - 1) / (mp.sqrt(2) + 1) * mp.mpf("1.0001")
     found |= {f"R{i}": c for i, c in enumerate(
         chebyshev(atanh_rest, mp.mpf(0), widest**2, 6))}
+    third = mp.mpf(float(-mp.mpf(1) / 3))
+    found["THIRD"], found["THIRD_REST"] = third, -mp.mpf(1) / 3 - third
+    for name, degree in (("TANH", 14), ("TANH_SHORT", 7)):
+        found |= {f"{name}_{i}": c for i, c in enumerate(
+            chebyshev(tanh_rest, mp.mpf("1e-30"), mp.mpf("0.8101"), degree))}
     return {name: float(np.float32(float(value))) if name.endswith("F32") else float(value)
             for name, value in found.items()}
 

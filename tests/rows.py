@@ -2,12 +2,15 @@
 
 `cases(dtype)` gives one `Case` for every number of classes in `CLASSES`: its rows come from every
 family below that the number of classes allows, some of each (`copies`), with the target chosen by
-the family or at random (the largest, the runner-up, any, the smallest). Everything is a function of
+the family or at random (the largest, the runner-up, any, the smallest). `probabilities(case)` are
+targets of the other kind, one of the families at the end for every row. Everything is a function of
 the seed, the dtype and the number of classes.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -297,3 +300,86 @@ def offset_pair(n_classes: int, dtype: str, rng: np.random.Generator) -> tuple[n
     z = np.round(rng.normal(0, 4, (8, n_classes)) / grid) * grid
     c = np.array([1, -1, 64, -64, 1000, -1000, 4096, 2.0**14])[:, None]
     return z.astype(dtype), (z + c).astype(dtype)
+
+
+# ---- probability targets -------------------------------------------------------------------------
+
+
+def _softmax(z: np.ndarray) -> np.ndarray:
+    e = np.exp(z - z.max())
+    return e / e.sum()
+
+
+def _one_hot(k: int, n: int) -> np.ndarray:
+    return (np.arange(n) == k).astype(float)
+
+
+def _without_tiny(t: np.ndarray) -> np.ndarray:
+    """Zeros where flushing, of t or of t times a weight, may begin."""
+    return np.where(t < 1e-31, 0.0, t)
+
+
+def _sharp(rng: np.random.Generator, z: np.ndarray, dtype: str) -> np.ndarray:
+    return _softmax(rng.normal(0, DEEPEST[dtype] / 8, len(z)))
+
+
+def _subnormal(rng: np.random.Generator, z: np.ndarray, dtype: str) -> np.ndarray:
+    return rng.uniform(0, np.finfo(dtype).tiny, len(z))
+
+
+def _some(rng: np.random.Generator, n: int) -> np.ndarray:
+    """At most three classes with all the mass."""
+    t = np.zeros(n)
+    at = rng.permutation(n)[:3]
+    t[at] = rng.dirichlet(np.ones(len(at)))
+    return t
+
+
+#: (generator, the row's logits as finite float64, dtype name) to probabilities of the row.
+TARGET_FAMILIES: dict[str, Callable[[np.random.Generator, np.ndarray, str], np.ndarray]] = {
+    "softmax": lambda rng, z, dtype: _softmax(rng.normal(0, 2, len(z))),
+    "sharp": lambda rng, z, dtype: _without_tiny(_sharp(rng, z, dtype)),
+    # The gradient is 0 but for roundings.
+    "own": lambda rng, z, dtype: _without_tiny(_softmax(z)),
+    "one_hot_largest": lambda rng, z, dtype: _one_hot(int(z.argmax()), len(z)),
+    "one_hot": lambda rng, z, dtype: _one_hot(int(rng.integers(len(z))), len(z)),
+    "some": lambda rng, z, dtype: _some(rng, len(z)),
+    "uniform": lambda rng, z, dtype: np.full(len(z), 1 / len(z)),
+    "unnormalised": lambda rng, z, dtype: rng.exponential(5, len(z)),
+    "large": lambda rng, z, dtype: rng.exponential(1e25, len(z)),
+    "tiny": lambda rng, z, dtype: 1e-30 * rng.uniform(0.1, 1, len(z)),
+    "one_tiny_beside": lambda rng, z, dtype: np.where(
+        np.arange(len(z)) == z.argmax(), 1.0, 1e-30 * (rng.random(len(z)) < 0.3)),
+    "zero": lambda rng, z, dtype: np.zeros(len(z)),
+}
+
+
+def probabilities(case: Case, *, subnormal: bool = False) -> np.ndarray:
+    """Probability targets for the rows of a case, of its dtype; mostly 0 where a logit is -inf.
+
+    `subnormal`: all of them below the smallest normal number, or some beside others.
+    """
+    dtype, (n, n_classes) = case.dtype, case.logits.shape
+    rng = np.random.default_rng([SEED, n_classes, np.dtype(dtype).itemsize, 1])
+    order = rng.permutation(n)
+    t = np.zeros(case.logits.shape)
+    families = (_subnormal, _sharp) if subnormal else TARGET_FAMILIES.values()
+    for i, make in zip(order, itertools.cycle(families), strict=False):
+        z = case.logits[i].astype(float)
+        lowest = z[np.isfinite(z)].min()
+        with np.errstate(over="ignore", invalid="ignore"):
+            t[i] = np.nan_to_num(make(rng, np.where(np.isfinite(z), z, lowest - 10), dtype))
+    impossible = (case.logits == -np.inf) & (rng.random(n) < 0.8)[:, None]
+    t[impossible] = 0.0
+    return t.astype(dtype)
+
+
+def some(case: Case, copies: int) -> Case:
+    """The same with at most so many rows of a family."""
+    seen: Counter[str] = Counter()
+    keep = []
+    for i, name in enumerate(case.families):
+        seen[name] += 1
+        if seen[name] <= copies:
+            keep.append(i)
+    return Case(case.name, case.logits[keep], case.targets[keep], [case.families[i] for i in keep])

@@ -99,6 +99,33 @@ REFUSED = {
                           {"logits": TARGETS.astype("i8"), "targets": logits()}),
     "one-hot": (ValueError, ["one-hot", "argmax(axis=1)", "(4, 5)"],
                 {"targets": np.eye(C, dtype=int)[TARGETS]}),
+    # probabilities
+    "float targets of the rows' shape": (TypeError, ["float32", "(4,)", "astype(numpy.intp)",
+                                                     "probabilities have the logits' shape (4, 5)"],
+                                         {"targets": TARGETS.astype("f4")}),
+    "probabilities of another shape": (ValueError, ["(4, 5)", "(5, 4)", "probability"],
+                                       {"targets": np.full((5, 4), 0.2)}),
+    "probabilities of one class less": (ValueError, ["(4, 5)", "(4, 4)"],
+                                        {"targets": np.full((4, 4), 0.25)}),
+    "ignore_index with probabilities": (TypeError, ["probabilities", "no ignore_index", "3"],
+                                        {"targets": np.full((4, C), 0.2), "ignore_index": 3}),
+    "ignore_index=None with probabilities": (TypeError, ["no ignore_index", "None"],
+                                             {"targets": np.full((4, C), 0.2),
+                                              "ignore_index": None}),
+    "masked probabilities": (TypeError, ["targets", "masked array"],
+                             {"targets": np.ma.masked_less(np.eye(4, C), 0.5)}),
+    # what smoothes and bends
+    **{f"{name} {value}": (ValueError, [name, wanted, str(value)], {name: value})
+       for name, wanted, values in (
+           ("label_smoothing", "within [0, 1]", (-0.1, 1.5, NAN, INF)),
+           ("temperature", "> 0 and finite", (0.0, -1.0, NAN, INF, 1e-200)),
+           ("softcap", "> 0 and finite", (0.0, -30.0, NAN, INF)),
+           ("z_loss", ">= 0 and finite", (-1e-4, NAN, INF)))
+       for value in values},
+    **{f"{name} as {type(value).__name__}": (TypeError, [name, "number", repr(value)],
+                                             {name: value})
+       for name in ("label_smoothing", "temperature", "softcap", "z_loss")
+       for value in ("0.1x", [1.0, 2.0], 1j)},
     "no targets": (TypeError, ["targets must be integers"], {"targets": None}),
     **{f"{dtype} targets": (TypeError, ["targets must be integers", str(np.dtype(dtype)), "pass "],
                             {"targets": TARGETS.astype(dtype)})
@@ -189,7 +216,9 @@ def test_pieces_refuse_the_same():
         for error, part, arguments in (
             (ValueError, "out must have the logits' dtype", {"logits": logits("float64")}),
             (ValueError, "out must have the logits' shape", {"logits": logits()[1:]}),
-            (TypeError, "logits must be float32 or float64", {"logits": TARGETS}),
+            (TypeError, "logits must be float32, float64, float16 or bfloat16",
+             {"logits": TARGETS}),
+            (ValueError, "temperature must be > 0", {"logits": logits(), "temperature": 0}),
             (ValueError, "axis 7 is out of range", {"logits": logits(), "axis": 7}),
             (ValueError, "out shares memory with logits", {"logits": out[::-1]}),
         ):
@@ -197,8 +226,269 @@ def test_pieces_refuse_the_same():
                 function(arguments.pop("logits"), out=out, **arguments)
         assert (out == SENTINEL).all()
     for bad, error in ((TARGETS, TypeError), (np.float32(1), ValueError)):
-        with pytest.raises(error, match="logits must"):
-            sx.logsumexp(bad)
+        for function in (sx.logsumexp, sx.softmax_entropy):
+            with pytest.raises(error, match="logits must"):
+                function(bad)
+    out = np.full((4, C), SENTINEL, "f4")
+    for error, part, arguments in (
+        (ValueError, r"upstream must have the probabilities' shape \(4, 5\), got \(4,\)",
+         {"upstream": np.ones(4)}),
+        (TypeError, "upstream must be real numbers, got dtype complex128",
+         {"upstream": np.ones((4, C), complex)}),
+        (ValueError, "out shares memory with upstream", {"upstream": out}),
+    ):
+        with pytest.raises(error, match=part):
+            sx.softmax_vjp(logits(), out=out, **arguments)
+    assert (out == SENTINEL).all()
+    for function in (sx.target_log_probs, sx.accuracy):
+        for error, part, targets in (
+            (IndexError, r"targets\[1\] = 9 is out of range", [0, 9, 1, 1]),
+            (TypeError, "targets must be integers, got", np.full((4, C), 0.2)),
+            (ValueError, "need targets of shape", [0, 1]),
+        ):
+            with pytest.raises(error, match=part):
+                function(logits(), targets)
+    for k, error in ((0, ValueError), (-1, ValueError), (1.0, TypeError), (None, TypeError)):
+        with pytest.raises(error, match="k must be"):
+            sx.accuracy(logits(), TARGETS, k=k)
+
+
+def test_mean_divisor_refuses():
+    for error, part, targets, options in (
+        (TypeError, "must be integers, got dtype float64; the divisor of probability targets",
+         np.full((4, C), 0.2), {}),
+        (IndexError, r"targets\[3\] = 4 is out of range for 3 classes", TARGETS,
+         {"class_weight": [1, 2, 3]}),
+        (ValueError, r"sample_weight must have shape \(4,\)", TARGETS, {"sample_weight": [1.0]}),
+        (ValueError, r"class_weight must have shape \(2,\)", TARGETS,
+         {"class_weight": np.ones((2, 3))}),
+        (ValueError, r"sample_weight\[1\] = -1", TARGETS, {"sample_weight": [1, -1, 0, 0]}),
+        (TypeError, "ignore_index must be an integer", TARGETS, {"ignore_index": 0.5}),
+    ):
+        with pytest.raises(error, match=part):
+            sx.mean_divisor(targets, **options)
+    assert sx.mean_divisor([]) == 0.0
+    assert sx.mean_divisor(3, class_weight=[0, 0, 0, 2.5]) == 2.5
+
+
+# ---- probabilities that are none -----------------------------------------------------------------
+
+BAD_PROBABILITIES = {"negative": -0.25, "-1e-45": -1e-45, "nan": NAN, "inf": INF, "-inf": -INF}
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("n_classes", [5, 64, 65, 2049])
+@pytest.mark.parametrize("value", BAD_PROBABILITIES.values(), ids=BAD_PROBABILITIES)
+def test_bad_probability(level, dtype, value, n_classes, order):
+    """Found while they are read; index and value in the message; logits to overwrite are whole."""
+    z = np.asarray(logits(dtype, (2, 40, n_classes)), order=order)
+    t = np.asarray(np.full(z.shape, 1 / n_classes, dtype), order=order)
+    t[1, 17, n_classes - 1] = value
+    t[1, 23, 0] = -3
+    options = {"backend": level.backend, "label_smoothing": 0.1}
+    wanted = rf"finite and >= 0, got targets\[1, 17, {n_classes - 1}\] = {t[1, 17, -1]:g}"
+    for call in (sx.cross_entropy, sx.cross_entropy_with_grad):
+        with pytest.raises(ValueError, match=wanted):
+            call(z, t, **options)
+    before = bits(z)
+    with pytest.raises(ValueError, match=wanted):
+        sx.cross_entropy_with_grad(z, t, grad_out=z, **options)
+    assert bits(z) == before
+    with pytest.raises(ValueError, match=rf"targets\[1, {n_classes - 1}, 17\]"):
+        sx.cross_entropy(np.moveaxis(z, -1, 1), np.moveaxis(t, -1, 1), axis=1, **options)
+    single = t[1, 17].copy()
+    with pytest.raises(ValueError, match=rf"targets\[{n_classes - 1}\] = "):
+        sx.cross_entropy(z[1, 17], single, **options)
+    weight = np.ones((2, 40))
+    weight[1, [17, 23]] = 0    # what does not count is not looked at
+    t_clean = np.where(weight[..., None] == 0, t.dtype.type(0.5), t)
+    for grad_out in (None, z):
+        got = sx.cross_entropy_with_grad(z.copy(order="K") if grad_out is None else z, t,
+                                         sample_weight=weight, grad_out=grad_out, **options)
+        if grad_out is None:
+            expected = sx.cross_entropy_with_grad(z, t_clean, sample_weight=weight, **options)
+        assert got[0] == expected[0]
+        assert bits(got[1]) == bits(expected[1])
+
+
+def test_bad_probability_in_the_slow_lane(level, dtype):
+    z = logits(dtype, (3, 100))
+    z[1] *= 1e30
+    t = np.full(z.shape, 0.01, dtype)
+    t[1, 70] = NAN
+    with pytest.raises(ValueError, match=r"targets\[1, 70\] = nan"):
+        sx.cross_entropy(z, t, backend=level.backend)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0])
+def test_no_probability_on_an_excluded_class(level, dtype, value):
+    """0 against -inf costs nothing."""
+    for n_classes in (3, 65, 1030):
+        z = logits(dtype, (4, n_classes))
+        z[:, 1] = -INF
+        t = np.full(z.shape, 1 / (n_classes - 1), dtype)
+        t[:, 1] = value
+        loss, g = with_grad(z, t, level.backend)
+        kept = np.arange(n_classes) != 1
+        rest, g_rest = with_grad(z[:, kept], t[:, kept], level.backend)
+        np.testing.assert_allclose(loss, rest, rtol=1e-5 if dtype == "float32" else 1e-14)
+        assert (g[:, 1] == 0).all()
+        np.testing.assert_allclose(g[:, kept], g_rest, atol=1e-6 if dtype == "float32" else 1e-15)
+
+
+@pytest.mark.parametrize("target", [0.5, 1e-300, 5e-324], ids=str)
+def test_some_probability_on_an_excluded_class(level, dtype, target):
+    """However small: +inf, and the gradient is -w t there."""
+    target = max(target, float(np.finfo(dtype).smallest_subnormal))
+    for n_classes in (3, 65, 1030):
+        for scale in (1, 1e30):
+            z = logits(dtype, (4, n_classes)) * np.dtype(dtype).type(scale)
+            z[1, 2] = -INF
+            t = np.zeros(z.shape, dtype)
+            t[:, 0] = 1
+            t[:, 2] = target
+            loss, g = with_grad(z, t, level.backend)
+            assert loss[1] == INF
+            assert np.isfinite(loss[[0, 2, 3]]).all()
+            assert np.isfinite(g).all()
+            assert abs(g[1, 2] + target) <= np.finfo(dtype).tiny
+
+
+def test_smoothing_with_an_excluded_class(level, dtype):
+    """+inf, gradient finite; where that class has weight 0, finite too."""
+    for n_classes in (3, 65, 1030):
+        z = logits(dtype, (4, n_classes))
+        z[1:3, 2] = -INF
+        weight = np.ones(n_classes)
+        loss, g = with_grad(z, np.zeros(4, int), level.backend, label_smoothing=0.1)
+        assert (loss == INF).tolist() == [False, True, True, False]
+        assert np.isfinite(g).all()
+        np.testing.assert_allclose(g[1:3, 2], -0.1 / n_classes, rtol=1e-6)
+        weight[2] = 0
+        loss, g = with_grad(z, np.zeros(4, int), level.backend, label_smoothing=0.1,
+                            class_weight=weight)
+        assert np.isfinite(loss).all()
+        assert (g[1:3, 2] == 0).all()
+
+
+def test_a_class_of_weight_0_leaves_the_rows_other_terms(level, dtype):
+    """Smoothing and z-loss still count, though the target's own term does not."""
+    z, weight = logits(dtype), np.array([0.0, 1, 2, 1, 1])
+    for options in ({"label_smoothing": 0.2}, {"z_loss": 0.1}):
+        loss, g = with_grad(z, np.zeros(4, int), level.backend, class_weight=weight, **options)
+        assert (loss > 0).all()
+        assert (g != 0).any(axis=1).all()
+    z[:, 0] = -INF    # 0 * inf
+    loss, g = with_grad(z, np.zeros(4, int), level.backend, class_weight=weight, **options)
+    assert np.isfinite(loss).all()
+    assert np.isfinite(g).all()
+
+
+def test_softcap_judges_the_logits_as_given(level, dtype):
+    """-inf stays excluded, +inf and NaN spoil their row; what overflows a cap is the cap."""
+    for n_classes in (5, 65, 1030):
+        z = logits(dtype, (5, n_classes))
+        z[0, 1], z[1, 1], z[2, 1], z[3, 1] = -INF, INF, NAN, np.finfo(dtype).max
+        z[4] = -INF
+        loss, g = with_grad(z, np.zeros(5, int), level.backend, softcap=30.0)
+        assert np.isnan(loss).tolist() == [False, True, True, False, True]
+        assert np.isnan(g).all(axis=1).tolist() == [False, True, True, False, True]
+        assert g[0, 1] == 0
+        assert g[3, 1] == 0    # flat there
+        expected = with_grad(np.where(z > 1e30, 1e6, z).astype(dtype), np.zeros(5, int),
+                             level.backend, softcap=30.0)
+        assert bits(loss[[0, 3]], g[[0, 3]]) == bits(expected[0][[0, 3]], expected[1][[0, 3]])
+
+
+@pytest.mark.parametrize("option", ["temperature", "softcap"])
+@pytest.mark.parametrize("value", [2.0**-500, 1e-30, 1e30, 2.0**500])
+def test_far_scales(level, dtype, option, value):
+    """Divisors of the logits beyond float32: right or saturated, never NaN."""
+    for n_classes in (3, 65):
+        z = logits(dtype, (4, n_classes))
+        z[0] = 0
+        loss, g = with_grad(z, np.zeros(4, int), level.backend, **{option: value})
+        assert not np.isnan(loss).any()
+        assert not np.isnan(g).any()
+        np.testing.assert_allclose(loss[0], np.log(n_classes), rtol=1e-6)
+        if option == "temperature" and value > 1:
+            np.testing.assert_allclose(loss, np.log(n_classes), rtol=1e-6)
+        if option == "softcap" and value > 1:
+            np.testing.assert_allclose(loss, with_grad(z, np.zeros(4, int), level.backend)[0],
+                                       rtol=1e-6)
+
+
+def test_class_weights_of_any_size(level, dtype):
+    """From 1e-300 to 1e300 in one call, with probabilities and smoothing."""
+    z = logits(dtype).astype("float64")
+    weight = np.array([1e-300, 1e-30, 1.0, 1e20, 1e300])
+    t = sx.softmax(logits()[::-1].astype("float64"))
+    shifted = z - z.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    for targets, masses in ((t, 0.9 * t + 0.1 / C), (TARGETS, 0.9 * np.eye(C)[TARGETS] + 0.1 / C)):
+        expected = -(weight * masses * log_p).sum(axis=1)
+        total = sx.cross_entropy(z.astype(dtype), targets, class_weight=weight, reduction="sum",
+                                 label_smoothing=0.1, backend=level.backend)
+        np.testing.assert_allclose(total, expected.sum(), rtol=1e-5)
+
+
+def test_sixteen_bit_logits_and_outputs(level):
+    """A gradient in the logits' type or float32, and nothing else."""
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="bfloat16: pip install ml_dtypes")
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        z = logits().astype(dtype)
+        loss, g = with_grad(z, TARGETS, level.backend)
+        assert (loss.dtype, g.dtype) == (np.float32, z.dtype)
+        out = np.zeros(z.shape, np.float32)
+        _, wide = with_grad(z, TARGETS, level.backend, grad_out=out)
+        assert wide is out
+        assert bits(wide.astype(dtype)) == bits(g)
+        for other in ("f8", "f2" if dtype is not np.float16 else ml_dtypes.bfloat16, "i2"):
+            out = np.zeros(z.shape, other)
+            with pytest.raises(ValueError, match=r"grad_out must have .* or float32"):
+                with_grad(z, TARGETS, level.backend, grad_out=out)
+        for function in (sx.softmax, sx.log_softmax):
+            assert function(z, backend=level.backend).dtype == z.dtype
+        assert sx.logsumexp(z, backend=level.backend).dtype == np.float32
+        with_grad(z, TARGETS, level.backend, grad_out=z)
+        assert bits(z) == bits(g)
+
+
+def test_probabilities_of_every_float_type(level, dtype):
+    """Any float type and byte order; float32's values are float64's."""
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="bfloat16: pip install ml_dtypes")
+    for n_classes in (5, 65, 1030):
+        z = logits(dtype, (4, n_classes))
+        t = np.random.default_rng(1).integers(0, 5, z.shape) / 8
+        expected = bits(*with_grad(z, t.astype(dtype), level.backend))
+        for code in ("f2", "f4", "f8", "g", ">f4", ">f8", ">f2", ml_dtypes.bfloat16):
+            for order in "CF":
+                given = np.asarray(t.astype(code), order=order)
+                assert bits(*with_grad(z, given, level.backend)) == expected, code
+
+
+def test_a_thread_with_a_small_stack(level):
+    """What a walk needs beside its rows is not on the stack of a thread of somebody else's."""
+    import threading
+
+    z, failures, before = logits("float64", (200, 1500)), [], threading.stack_size()
+    t = sx.softmax(z)
+
+    def work():
+        try:
+            for array in (z, np.asarray(z, order="F"), z[:, :40]):
+                with_grad(array, t[:, : array.shape[1]], level.backend, softcap=3.0)
+        except BaseException as error:
+            failures.append(error)
+
+    threading.stack_size(65536 if level.backend == "cython" else before)
+    try:
+        thread = threading.Thread(target=work)
+        thread.start()
+    finally:
+        threading.stack_size(before)
+    thread.join()
+    assert not failures
 
 
 # ---- memory of grad_out --------------------------------------------------------------------------

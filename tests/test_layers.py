@@ -24,8 +24,8 @@ MODULES = {
 #: A module has the line of the longest name here that it begins with.
 ROAD = [
     {"softxent", "softxent.__main__", "softxent.cli"},
-    {"softxent._explain", "softxent._info"},
-    {"softxent.losses", "softxent.pieces"},
+    {"softxent._explain", "softxent._info", "softxent._diagnose"},
+    {"softxent.losses", "softxent.pieces", "softxent.metrics"},
     {"softxent._problem", "softxent._run"},
     {"softxent._plan"},
     {"softxent.backends.cython", "softxent.backends.reference"},
@@ -107,8 +107,10 @@ def test_a_backend_knows_no_loss_and_no_other_backend(module):
         assert "softxent.losses" not in text
 
 
-@pytest.mark.parametrize(
-    "module", [name for name in MODULES if name.startswith(("softxent.losses", "softxent.pieces"))])
+FUNCTIONS = ("softxent.losses", "softxent.pieces", "softxent.metrics")
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith(FUNCTIONS)])
 def test_a_loss_knows_no_backend(module):
     backends = {name for name, _ in own_imports(module) if name.startswith("softxent.backends")}
     assert backends <= {"softxent.backends._contract"}

@@ -95,6 +95,18 @@ SCRIPT = """
             logits(1, 1 << 20), targets(1), {"class_weight": np.ones(1 << 20, "f2")}),
         "upstream of another type": lambda: (
             logits(N, C), targets(N), {"reduction": "none", "upstream": np.ones(N, "g")}),
+        "float16": lambda: (logits(2 * N, C, dtype="f2"), targets(2 * N), {}),
+        "float16, long rows, F": lambda: (logits(2 * n, c, dtype="f2", order="F"), targets(2 * n),
+                                          {}),
+        "probabilities": lambda: ((z := logits(N, C)), abs(z), {}),
+        "probabilities, other type, order": lambda: (
+            logits(N, C), np.ones((N, C), "f2", "F"), {"class_weight": np.ones(C)}),
+        "everything": lambda: (logits(n, c), np.ones((n, c), "f2"), {
+            "class_weight": np.ones(c), "label_smoothing": 0.1, "temperature": 2.0,
+            "softcap": 30.0, "z_loss": 1e-4, "sample_weight": np.ones(n)}),
+        "everything, in place": lambda: ((z := logits(N, C)), targets(N), {
+            "class_weight": np.ones(C), "label_smoothing": 0.1, "temperature": 2.0,
+            "softcap": 30.0, "z_loss": 1e-4, "grad_out": z}),
     }
 
     def measure(function, bytes_out, z):
@@ -113,6 +125,7 @@ SCRIPT = """
                                        sample_weight=y, class_weight=y[0])
             sx.softmax(few, axis=axis, backend=BACKEND)
             sx.logsumexp(few, axis=axis, backend=BACKEND)
+            sx.cross_entropy_with_grad(few, abs(few), axis=axis, backend=BACKEND, softcap=3.0)
     few = np.zeros((9000, 99))
     sx.cross_entropy_with_grad(few, few[:, 0].astype(int), backend=BACKEND, n_threads=N_THREADS)
     del few
@@ -121,10 +134,11 @@ SCRIPT = """
     for name, build in CASES.items():
         z, y, options = build()
         axis = options.get("axis", -1)
-        kept = (4 if z.itemsize == 4 else 8) * y.size * (options.get("reduction") == "none")
+        n_rows = z.size // z.shape[axis]
+        kept = (8 if z.itemsize == 8 else 4) * n_rows * (options.get("reduction") == "none")
         run = {"backend": BACKEND, "n_threads": N_THREADS, **options}
         new = 0 if "grad_out" in options else z.nbytes
-        inputs = (y, z[-3:]) if new else (y,)
+        inputs = (y[-3:], z[-3:]) if new else (y[-3:],)
         before = [a.tobytes() for a in inputs]
         result[name] = measure(lambda: sx.cross_entropy_with_grad(z, y, **run), new + kept, z)
         assert [a.tobytes() for a in inputs] == before, name
@@ -134,7 +148,7 @@ SCRIPT = """
         if not new:
             result[f"softmax, {name}"] = measure(lambda: sx.softmax(z, out=z, **run), 0, z)
         else:
-            rows = y.size * (4 if z.itemsize == 4 else 8)
+            rows = n_rows * (8 if z.itemsize == 8 else 4)
             result[f"logsumexp, {name}"] = measure(lambda: sx.logsumexp(z, **run), rows, z)
     print(json.dumps(result))
 """
@@ -178,4 +192,4 @@ def test_rise_of_peak_memory(backend, n_threads, tmp_path):
     assert not beyond
     assert len(result) >= 28
     # The measurement sees what is there: "sum" stores 8 bytes a row that it does not return.
-    assert result["sum"]["rise"] >= 8 * result["sum"]["rows"] - MIB // 4
+    assert result["sum"]["rise"] >= 8 * result["sum"]["rows"] - MIB // 2

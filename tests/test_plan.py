@@ -53,7 +53,7 @@ def test_every_backend_says_why():
 
 def test_a_plan_prints_itself_for_people():
     text = str(sx.explain((64, 1000), backend="numpy", n_threads=1))
-    assert text.splitlines()[0].startswith("cross_entropy float32 C: numpy, 1 thread, ")
+    assert text.splitlines()[0].startswith("cross_entropy classes float32 C: numpy, 1 thread, ")
     assert all(name in text for name in BACKENDS)
 
 

@@ -1,23 +1,26 @@
 """What the right answers are, independently of the package: nothing here imports it.
 
-Two truths. `row_truth` is mpmath at 60 digits, a row at a time: the definition itself. The bulk
-functions (`lse`, `softmax`, `log_softmax`, `loss`, `gradient`) work on arrays in x87 extended
-precision (`np.longdouble`, 64-bit significand) and are held against `row_truth` in
-`test_truth.py`: their relative error stays below 2**-60, that is 2**-7 ulp of float64.
-Extended precision alone would not do: z - m of two float64 numbers needs more than 64 bits, so its
-rounding error is kept (two-sum) and applied to the exponential.
+Two truths. `row_truth` and, with every option, `row_cross_entropy` are mpmath at 60 digits, a row
+at a time: the definition itself. The bulk functions (`lse`, `softmax`, `log_softmax`, `loss`,
+`gradient`, `entropy`, `vjp`, `cross_entropy`) work on arrays in x87 extended precision
+(`np.longdouble`, 64-bit significand) and are held against them in `test_truth.py`: their error
+stays below 2**-60, that is 2**-7 ulp of float64, of the value, or of the sum of its absolute terms.
+Extended precision alone would not do: z - m of two float64 numbers needs more than 64 bits, and so
+does its quotient with a temperature; the rounding errors of both are kept and applied to the
+exponential. A capped logit has the one of 64 bits, 2**-11 of the ulp that the contract grants it.
 
-Where `np.longdouble` is something else (Windows, Arm), the bulk functions ask `row_truth` for every
+Where `np.longdouble` is something else (Windows, Arm), the bulk functions ask mpmath for every
 row: the same answers, slowly.
 
-Conventions: logits (N, C) float32 or float64, finite, or -inf beside a finite one; targets (N,);
-`weight` (N,), the factor of the row, as longdouble. NaN rows and ignored rows have no truth here:
-the tests state them directly.
+Conventions: logits (N, C) float32 or float64, finite, or -inf beside a finite one; targets (N,), or
+probabilities (N, C); `weight` (N,), the factor of the row, as longdouble. NaN rows and ignored rows
+have no truth here: the tests state them directly.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import mpmath
 import numpy as np
@@ -26,21 +29,38 @@ LD = np.longdouble
 EXTENDED = bool(np.finfo(LD).nmant == 63 and np.finfo(LD).maxexp == 16384)
 
 #: Smallest normal number, by dtype.
-F = {"float32": 2.0**-126, "float64": 2.0**-1022}
+F = {"float32": 2.0**-126, "float64": 2.0**-1022, "float16": 2.0**-14, "bfloat16": 2.0**-126}
 #: eps as the contract counts it, by dtype.
-EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
-
-_FINFO = {"float32": np.finfo(np.float32), "float64": np.finfo(np.float64)}
+EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
-def row_truth(logits, target=None):
+class _Format(NamedTuple):
+    """What `np.finfo` says of a format; of bfloat16 NumPy knows nothing."""
+
+    nmant: int
+    minexp: int
+    maxexp: int
+
+    @property
+    def max(self):
+        return np.ldexp(2 - np.ldexp(LD(1), -self.nmant), self.maxexp - 1)
+
+
+_FINFO = {"float32": _Format(23, -126, 128), "float64": _Format(52, -1022, 1024),
+          "float16": _Format(10, -14, 16), "bfloat16": _Format(7, -126, 128)}
+
+
+# ---- mpmath, a row at a time ---------------------------------------------------------------------
+
+
+def row_truth(logits, target=None, temperature=1.0):
     """Truth of one row at 60 digits.
 
-    Returns a dict: "lse", "softmax", "log_softmax" and, with a target, "loss" and "gradient"
-    (of weight 1), of mpmath numbers.
+    Returns a dict: "lse", "softmax", "log_softmax", "entropy" and, with a target, "loss" and
+    "gradient" (of weight 1, with respect to the logits over the temperature), of mpmath numbers.
     """
     with mpmath.workdps(60):
-        z = [mpmath.mpf(float(value)) for value in logits]
+        z = [mpmath.mpf(float(value)) / mpmath.mpf(float(temperature)) for value in logits]
         m = max(z)
         d = [value - m for value in z]
         e = [mpmath.exp(value) for value in d]
@@ -57,6 +77,8 @@ def row_truth(logits, target=None):
             "lse": m + log_total,
             "softmax": [value / total for value in e],
             "log_softmax": [value - log_total for value in d],
+            "entropy": mpmath.fsum(p / total * (log_total - value)
+                                   for p, value in zip(e, d, strict=True) if p),
         }
         if target is not None:
             gradient = list(truth["softmax"])
@@ -64,6 +86,75 @@ def row_truth(logits, target=None):
             truth["gradient"] = gradient
             truth["loss"] = -truth["log_softmax"][apart]
         return truth
+
+
+def row_cross_entropy(logits, target, *, class_weight=None, label_smoothing=0.0, temperature=1.0,
+                      softcap=None, z_loss=0.0):
+    """Cross-entropy of one row with any options, at 60 digits: "loss" and "gradient".
+
+    `target` is a class number, or the row's probabilities. The loss is
+
+        sum of q_k (-log p_k) + z_loss lse^2,    q_k = v_k ((1 - eps) t_k + eps / C),
+
+    of p = softmax(z), z = cap tanh(x / cap) / temperature; terms with q_k = 0 are 0. The gradient,
+    with respect to the logits x as given, is the chain rule written out:
+
+        dL/dx_j = (sum of dL/dlog p_k dlog p_k/dz_j + 2 z_loss lse p_j) dz_j/dx_j
+
+    where dlog p_k/dz_j is -p_j, or 1 - p_j for k = j: a sum over the other classes, so that no
+    digit is lost. dz_j/dx_j is 1 / temperature at a logit of -inf, which no cap makes finite.
+    """
+    with mpmath.workdps(60):
+        tau = mpmath.mpf(float(temperature))
+        x = [mpmath.mpf(float(value)) for value in logits]
+        z = [_capped(value, softcap) / tau for value in x]
+        q = row_shares(target, len(x), class_weight, label_smoothing)
+        m = max(z)
+        e = [mpmath.exp(value - m) for value in z]
+        total = mpmath.fsum(e)
+        before, after = [mpmath.mpf(0)], [mpmath.mpf(0)]
+        for k in range(len(e)):
+            before.append(before[-1] + e[k])
+            after.append(after[-1] + e[-1 - k])
+        others_of = [before[k] + after[len(e) - 1 - k] for k in range(len(e))]
+        log_total = mpmath.log1p(others_of[z.index(m)])
+        lse = m + log_total
+        loss = mpmath.mpf(float(z_loss)) * lse**2
+        loss += mpmath.fsum(q[k] * (log_total + (m - z[k])) for k in range(len(z)) if q[k])
+        all_q = mpmath.fsum(q)
+        gradient = []
+        for j in range(len(z)):
+            p, not_p = e[j] / total, others_of[j] / total
+            other_q = mpmath.fsum(q[:j] + q[j + 1 :]) if q[j] else all_q
+            by_z = other_q * p - q[j] * not_p + 2 * mpmath.mpf(float(z_loss)) * lse * p
+            gradient.append(by_z * _cap_slope(x[j], softcap) / tau)
+        return {"lse": lse, "softmax": [value / total for value in e], "loss": loss,
+                "gradient": gradient}
+
+
+def row_shares(target, n_classes, class_weight=None, label_smoothing=0.0):
+    """q_k: what -log p_k is multiplied with in the loss of a row, as mpmath numbers."""
+    if np.ndim(target) == 0:
+        t = [mpmath.mpf(int(k == target)) for k in range(n_classes)]
+    else:
+        t = [mpmath.mpf(float(value)) for value in target]
+    v = [1.0] * n_classes if class_weight is None else class_weight
+    smoothing = mpmath.mpf(float(label_smoothing))
+    return [mpmath.mpf(float(v[k])) * ((1 - smoothing) * t[k] + smoothing / n_classes)
+            for k in range(n_classes)]
+
+
+def _capped(x, softcap):
+    if softcap is None or not mpmath.isfinite(x):
+        return x
+    cap = mpmath.mpf(float(softcap))
+    return cap * mpmath.tanh(x / cap)
+
+
+def _cap_slope(x, softcap):
+    if softcap is None or not mpmath.isfinite(x):
+        return mpmath.mpf(1)
+    return mpmath.sech(x / mpmath.mpf(float(softcap))) ** 2
 
 
 def from_mpf(value):
@@ -74,8 +165,13 @@ def from_mpf(value):
     shift = max(bits - 64, 0)
     kept = int(mantissa) >> shift
     high, low = divmod(kept, 1 << 32)
-    number = np.ldexp(LD(high) * LD(2**32) + LD(low), int(exponent) + shift)
+    # Beyond any longdouble, and still an int that ldexp takes.
+    power = min(max(int(exponent) + shift, -40_000), 40_000)
+    number = np.ldexp(LD(high) * LD(2**32) + LD(low), power)
     return -number if sign else number
+
+
+# ---- extended precision, in bulk -----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -89,16 +185,19 @@ class Exponentials:
     total: np.ndarray
 
     @classmethod
-    def of(cls, logits):
-        """Exponentials of extended precision."""
+    def of(cls, logits, temperature=1.0, softcap=None):
+        """Exponentials of extended precision, of logits capped and over the temperature."""
         with np.errstate(all="ignore"):
-            z = logits.astype(LD)
+            z = capped(logits.astype(LD), softcap)
             first = z.argmax(axis=1)
             m = z.max(axis=1)
             column = m[:, None]
             d = z - column
             minus_m = d - z
             error = (z - (d - minus_m)) - (column + minus_m)
+            if temperature != 1.0:
+                d, error = _quotient(d, error, LD(temperature))
+                m = m / LD(temperature)
             error[~np.isfinite(error)] = 0
             e = np.exp(d)
             e += e * error
@@ -106,16 +205,57 @@ class Exponentials:
             return cls(m, d, e, np.log1p(other), other + 1)
 
 
-def others(e, apart):
-    """Sum of each row but for the column `apart`, as a tree of halves."""
-    terms = e.copy()
-    terms[np.arange(len(e)), apart] = 0
+def capped(x, softcap):
+    """Softcap tanh(x / softcap), -inf where x is; x itself without one."""
+    if softcap is None:
+        return x
+    cap = LD(softcap)
+    return np.where(x == -np.inf, x, cap * np.tanh(x / cap))
+
+
+def cap_slope(x, softcap):
+    """Derivative of `capped`: 1 / cosh^2, and 1 at -inf."""
+    if softcap is None:
+        return np.ones(x.shape, LD)
+    e = np.exp(-2 * np.abs(x) / LD(softcap))
+    return np.where(x == -np.inf, LD(1), 4 * e / (1 + e) ** 2)
+
+
+def _quotient(dividend, error, divisor):
+    """Return (dividend + error) / divisor as a longdouble, and what that leaves out.
+
+    The remainder of the division is exact: the quotient's halves of 32 bits times the divisor's,
+    a float64, of 27.
+    """
+    q = dividend / divisor
+    q_high, q_low = _halves(q, 32)
+    high, low = _halves(divisor, 37)
+    remainder = (((dividend - q_high * high) - q_high * low) - q_low * high) - q_low * low
+    return q, (remainder + error) / divisor
+
+
+def _halves(number, bits):
+    """A longdouble as a sum of two, of 64 - `bits` and `bits` bits (Veltkamp)."""
+    stretched = number * (LD(2) ** bits + 1)
+    high = stretched - (stretched - number)
+    return high, number - high
+
+
+def tree(terms):
+    """Sum of each row, as a tree of halves. Overwrites `terms`."""
     n = terms.shape[1]
     while n > 1:
         kept = (n + 1) // 2
         terms[:, : n - kept] += terms[:, kept:n]
         n = kept
     return terms[:, 0].copy()
+
+
+def others(e, apart):
+    """Sum of each row but for the column `apart`, as a tree of halves."""
+    terms = e.copy()
+    terms[np.arange(len(e)), apart] = 0
+    return tree(terms)
 
 
 def lse(logits):
@@ -126,20 +266,51 @@ def lse(logits):
     return x.m + x.log_total
 
 
-def softmax(logits):
+def softmax(logits, temperature=1.0):
     """exp(z) / sum exp(z)."""
     if not EXTENDED:
-        return _by_row("softmax", logits)
-    x = Exponentials.of(logits)
+        return _by_row("softmax", logits, temperature=temperature)
+    x = Exponentials.of(logits, temperature)
     return x.e / x.total[:, None]
 
 
-def log_softmax(logits):
+def log_softmax(logits, temperature=1.0):
     """Log of `softmax`, to full relative precision."""
     if not EXTENDED:
-        return _by_row("log_softmax", logits)
-    x = Exponentials.of(logits)
+        return _by_row("log_softmax", logits, temperature=temperature)
+    x = Exponentials.of(logits, temperature)
     return x.d - x.log_total[:, None]
+
+
+def entropy(logits, temperature=1.0):
+    """-sum p log p of every row, 0 log 0 = 0: a sum of terms that are not negative."""
+    if not EXTENDED:
+        return _by_row("entropy", logits, temperature=temperature)
+    x = Exponentials.of(logits, temperature)
+    with np.errstate(invalid="ignore"):
+        terms = np.where(x.e > 0, x.e * -x.d, 0)
+    return x.log_total + tree(terms) / x.total
+
+
+def vjp(probs, upstream):
+    """p (u - sum p u), and the sum of its absolute terms."""
+    p, u = probs.astype(LD), upstream.astype(LD)
+    if EXTENDED:
+        products = p * u
+        sizes = np.abs(products)
+        value = p * (u - tree(products.copy())[:, None])
+    else:
+        with mpmath.workdps(60):
+            value = np.array([_row_vjp(*row) for row in zip(probs, upstream, strict=True)], LD)
+        sizes = np.abs(p * u)
+    return value, p * (np.abs(u) + tree(sizes)[:, None])
+
+
+def _row_vjp(probs, upstream):
+    p = [mpmath.mpf(float(value)) for value in probs]
+    u = [mpmath.mpf(float(value)) for value in upstream]
+    mean = mpmath.fdot(p, u)
+    return [from_mpf(a * (b - mean)) for a, b in zip(p, u, strict=True)]
 
 
 def loss(logits, targets):
@@ -160,20 +331,162 @@ def gradient(logits, targets):
     return g
 
 
-def _by_row(name, logits, targets=None):
-    rows = []
-    for i, row in enumerate(logits):
-        value = row_truth(row, None if targets is None else targets[i])[name]
-        rows.append([from_mpf(v) for v in value] if isinstance(value, list) else from_mpf(value))
-    return np.array(rows, dtype=LD)
+def _by_row(name, logits, targets=None, *, row=row_truth, **options):
+    found = []
+    for i, logit in enumerate(logits):
+        value = row(logit, None if targets is None else targets[i], **options)[name]
+        found.append([from_mpf(v) for v in value] if isinstance(value, list) else from_mpf(value))
+    return np.array(found, dtype=LD)
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy of rows with any options, and what the contract's bounds are made of.
+
+    With g_k = (A p_k - B_k) J_k, the weights, 1 / temperature and the upstream in A and B, J the
+    slope of the cap:
+
+    loss, gradient
+        The truth. All terms of the loss are >= 0: it is the sum of their absolute values.
+    lse, softmax
+        Of the capped logits over the temperature.
+    size
+        |A|, (N,): the sum of its absolute terms, which z-loss of a negative lse tells from |A|.
+    scale
+        (|A| p_k + |B_k|) J_k.
+    mass
+        sum of |B_k|, (N,).
+    loss_by_lse, gradient_by_lse
+        Derivatives by the lse of the z-loss.
+    moved_loss, moved_gradient
+        How far either goes when each logit moves by an ulp of `dtype`: a capped one in the softmax,
+        a given one in J. 0 without softcap.
+    overflow
+        Whether what a weight multiplies, a class's cost, the loss or A, is beyond float64 (N,): an
+        infinity is then right, even if a small weight would have brought it back.
+    """
+
+    loss: np.ndarray
+    gradient: np.ndarray
+    lse: np.ndarray
+    softmax: np.ndarray
+    size: np.ndarray
+    scale: np.ndarray
+    mass: np.ndarray
+    loss_by_lse: np.ndarray
+    gradient_by_lse: np.ndarray
+    moved_loss: np.ndarray
+    moved_gradient: np.ndarray
+    overflow: np.ndarray
+
+    def rows(self, index):
+        """The same of some rows."""
+        return type(self)(*(getattr(self, field.name)[index] for field in fields(self)))
+
+
+def cross_entropy(logits, targets, *, class_weight=None, label_smoothing=0.0, temperature=1.0,
+                  softcap=None, z_loss=0.0, weight=None, factor=None):
+    """Truth of rows (N, C); targets (N,) classes, or (N, C) probabilities.
+
+    `weight` (N,) multiplies loss and gradient, `factor` (N,) the gradient alone (the upstream over
+    the mean's divisor). A row of weight 0 has loss and gradient 0.
+    """
+    dtype = logits.dtype.name
+    n, n_classes = logits.shape
+    s = np.ones(n, LD) if weight is None else np.asarray(weight).astype(LD)
+    factor = np.ones(n, LD) if factor is None else np.asarray(factor).astype(LD)
+    # The gradient's weight, with the chain rule's 1 / temperature.
+    w = (s * factor / LD(temperature))[:, None]
+    q = shares(targets, n_classes, class_weight, label_smoothing)
+    zeta = LD(z_loss)
+    with np.errstate(all="ignore"):
+        x = Exponentials.of(logits, temperature, softcap)
+        p = x.e / x.total[:, None]
+        row_lse = x.m + x.log_total
+        slope = cap_slope(logits.astype(LD), softcap)
+        total_q = tree(q.copy())[:, None]
+        signed = total_q * p - q
+        if np.ndim(targets) == 1 and not label_smoothing:
+            # One q that is not 0: no difference at its class either.
+            at = np.arange(n), targets
+            signed[at] = -q[at] * (others(x.e, targets) / x.total)
+        by_z = signed + 2 * zeta * row_lse[:, None] * p
+        costs = x.log_total[:, None] - x.d
+        if EXTENDED:
+            row_loss = tree(np.where(q > 0, q * costs, 0)) + zeta * row_lse**2
+            gradient = by_z * slope * w
+        else:
+            options = {"class_weight": class_weight, "label_smoothing": label_smoothing,
+                       "temperature": temperature, "softcap": softcap, "z_loss": z_loss}
+            row_loss, gradient = (
+                _by_row(name, logits, targets, row=row_cross_entropy, **options)
+                for name in ("loss", "gradient"))
+            gradient *= w * LD(temperature)
+        size = total_q + 2 * zeta * np.abs(row_lse[:, None])
+        most = LD(np.finfo(np.float64).max)
+        dear = (np.where(q > 0, costs, 0) >= most).any(axis=1) & np.isfinite(row_loss)
+        overflow = dear | (np.abs(row_loss) >= most) | (size[:, 0] >= most) | (row_lse**2 >= most)
+
+        moved_loss, moved_gradient = np.zeros(n, LD), np.zeros(logits.shape, LD)
+        if softcap is not None:
+            given = logits.astype(LD)
+            finite = np.isfinite(logits)
+            step = np.where(finite, spacing(capped(given, softcap), dtype), 0) / LD(temperature)
+            # A derivative at any point so near is at most this much larger.
+            growth = np.exp(2 * step.max(axis=1, initial=0))[:, None]
+            moved_loss = tree(np.abs(by_z) * step * growth)
+            by_all = tree(p * step)[:, None]
+            moved_p = p * ((1 - p) * step + (by_all - p * step))
+            nearer = np.maximum(np.abs(given) - spacing(given, dtype), 0)
+            steeper = np.where(finite, cap_slope(nearer, softcap) - slope, 0)
+            moved_gradient = (size * moved_p + 2 * zeta * p * by_all) * growth * (slope + steeper)
+            moved_gradient += np.abs(by_z) * steeper
+
+        counts = s > 0
+        column = counts[:, None]
+        w_size = np.abs(w)
+        return CrossEntropy(
+            loss=np.where(counts, s * row_loss, 0),
+            gradient=np.where(column, gradient, 0),
+            lse=row_lse,
+            softmax=p,
+            size=np.where(column, w_size * size, 0)[:, 0],
+            scale=np.where(column, w_size * (size * p + q) * slope, 0),
+            mass=np.where(column, w_size * total_q, 0)[:, 0],
+            loss_by_lse=s * 2 * zeta * np.abs(row_lse),
+            gradient_by_lse=w_size * 2 * zeta * p * slope,
+            moved_loss=np.where(counts, s * moved_loss, 0),
+            moved_gradient=np.where(column, w_size * moved_gradient, 0),
+            overflow=overflow & counts,
+        )
+
+
+def shares(targets, n_classes, class_weight=None, label_smoothing=0.0):
+    """`row_shares` of rows, as longdouble."""
+    if np.ndim(targets) == 1:
+        t = (np.arange(n_classes) == targets[:, None]).astype(LD)
+    else:
+        t = targets.astype(LD)
+    if label_smoothing:
+        t = (1 - LD(label_smoothing)) * t + LD(label_smoothing) / n_classes
+    return t if class_weight is None else t * np.asarray(class_weight).astype(LD)
+
+
+# ---- distances -----------------------------------------------------------------------------------
 
 
 def spacing(true, dtype):
     """Distance of neighbouring numbers of `dtype` at `true`; below F that of subnormals."""
     info = _FINFO[dtype]
     _, exponent = np.frexp(np.where(np.isfinite(true), true, 1))
+    exponent = np.where(true == 0, info.minexp, exponent)
     exponent = np.clip(exponent - 1, info.minexp, info.maxexp - 1)
     return np.ldexp(LD(1), exponent - info.nmant)
+
+
+def largest(dtype):
+    """The largest finite number of a dtype."""
+    return _FINFO[dtype].max
 
 
 def absolute_error(got, true, dtype):

@@ -8,11 +8,20 @@ from softxent._info import show_versions
 from softxent._plan import BackendUnavailableError, Plan, available_backends, set_backend
 from softxent._threads import get_num_threads, register_threadpoolctl, set_num_threads
 from softxent.losses.cross_entropy import cross_entropy, cross_entropy_with_grad
-from softxent.pieces import log_softmax, logsumexp, softmax
+from softxent.metrics import accuracy, mean_divisor
+from softxent.pieces import (
+    log_softmax,
+    logsumexp,
+    softmax,
+    softmax_entropy,
+    softmax_vjp,
+    target_log_probs,
+)
 
 __all__ = [
     "BackendUnavailableError",
     "Plan",
+    "accuracy",
     "available_backends",
     "cross_entropy",
     "cross_entropy_with_grad",
@@ -20,11 +29,15 @@ __all__ = [
     "get_num_threads",
     "log_softmax",
     "logsumexp",
+    "mean_divisor",
     "register_threadpoolctl",
     "set_backend",
     "set_num_threads",
     "show_versions",
     "softmax",
+    "softmax_entropy",
+    "softmax_vjp",
+    "target_log_probs",
 ]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from softxent._plan import Plan, select
+from softxent._problem import DTYPES, dtype_name
 from softxent.backends._contract import Key
 from softxent.losses import LOSSES
 
@@ -32,13 +33,13 @@ def explain(
     ----------
     shape : tuple of int
         The logits' shape, classes last.
-    dtype : {"float32", "float64"} or a NumPy dtype
+    dtype : {"float32", "float64", "float16", "bfloat16"} or a NumPy dtype
         The logits' dtype.
     order : {"C", "F", "strided"}
         Unit class stride, unit row stride, or neither (as any layout of foreign byte order is).
     loss : str
         The loss's name.
-    targets : {"classes"}
+    targets : {"classes", "probabilities"}
         Kind of targets.
     grad : bool
         With the gradient?
@@ -63,15 +64,18 @@ def explain(
     >>> sx.explain((1024, 32000), backend="numpy").backend
     'numpy'
     """
-    try:
-        wanted = np.dtype(dtype)
-    except TypeError as error:
-        raise ValueError(f"dtype must be a NumPy dtype, got {dtype!r}") from error
-    name = wanted.newbyteorder("=").name
-    if not wanted.isnative:
-        order = "strided"
+    if dtype == "bfloat16":  # NumPy knows the name only after ml_dtypes has been imported
+        name = "bfloat16"
+    else:
+        try:
+            wanted = np.dtype(dtype)
+        except TypeError as error:
+            raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}") from error
+        name = dtype_name(wanted) or wanted.name
+        if not wanted.isnative:
+            order = "strided"
     for what, value, known in (
-        ("dtype", name, ("float32", "float64")),
+        ("dtype", name, DTYPES),
         ("order", order, _ORDERS),
         ("loss", loss, tuple(LOSSES)),
     ):
@@ -83,5 +87,5 @@ def explain(
     shape = tuple(map(operator.index, shape))
     if not shape or min(shape) < 0 or shape[-1] == 0:
         raise ValueError(f"shape must be (..., C) with C >= 1, got {shape}")
-    key = Key(spec.op, name, order, grad)
+    key = Key(spec.op, name, order, grad, targets)
     return select(key, math.prod(shape[:-1]), shape[-1], backend, n_threads)

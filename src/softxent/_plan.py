@@ -196,7 +196,7 @@ def _plan(key: Key, n_rows: int, n_classes: int, forced: str | None, n_threads: 
         _require(forced)
         raise BackendUnavailableError(f"backend {forced!r} cannot serve this call: {why[forced]}")
     threads = min(n_threads, max(n_rows, 1)) if backend(chosen).parallel else 1
-    kernel = f"{key.op.name.lower()} {key.dtype} {key.order}"
+    kernel = " ".join(filter(None, (key.op.name.lower(), key.targets, key.dtype, key.order)))
     return Plan(chosen, kernel, backend(chosen).isa(), threads, _grain(n_rows, n_classes, threads),
                 why)
 

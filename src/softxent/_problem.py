@@ -18,14 +18,26 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from softxent._sums import tree_sum
-from softxent.backends._contract import Call, Key
+from softxent.backends._contract import Call, Key, Op
 
 if TYPE_CHECKING:
     from softxent.losses._spec import Spec
 
+#: What an option is when it is left out; every signature says the same.
+DEFAULTS: dict[str, Any] = {
+    "class_weight": None, "ignore_index": -100, "label_smoothing": 0.0, "temperature": 1.0,
+    "softcap": None, "z_loss": 0.0,
+}
+
 REDUCTIONS = ("none", "sum", "mean")
 #: Dtypes that kernels load as they are; the rest become float32 or float64 first.
 _LOADED = "bool, int8 … int64, uint8 … uint64, float32, float64"
+#: Dtypes of logits.
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+_BY_SIZE = {4: "float32", 8: "float64", 2: "float16"}
+_MOST = float(np.finfo(np.float64).max)
+#: What logits can be divided by: products with it stay normal numbers.
+_SCALES = (2.0**-500, 2.0**500)
 #: Rows whose weights are summed at a time: 512 KiB of float64.
 _CHUNK = 65_536
 
@@ -69,7 +81,11 @@ def normalise(
     *,
     axis: SupportsIndex = -1,
     class_weight: ArrayLike | None = None,
-    ignore_index: SupportsIndex | None = None,
+    ignore_index: SupportsIndex | None = -100,
+    label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
     sample_weight: ArrayLike | None = None,
     reduction: str = "none",
     divisor: float | None = None,
@@ -77,6 +93,7 @@ def normalise(
     out: NDArray[np.floating] | None = None,
     out_name: str = "out",
     upstream: ArrayLike = 1.0,
+    cotangent: ArrayLike | None = None,
 ) -> Problem:
     """Check one call of `spec` and describe it.
 
@@ -94,16 +111,29 @@ def normalise(
         raise ValueError(
             f"logits must have at least one class; axis {last} of shape {z.shape} has none"
         )
-    call = Call(spec.op, moved if rows_shape else moved[np.newaxis])
+    call = Call(spec.op, _matrix(z, last))
     call_rows = rows_shape or (1,)
 
     inputs: dict[str, NDArray[Any]] = {}  # what no output may share memory with
+    kind = ""
     if spec.targets:
-        y = _classes(targets, z, last, rows_shape)
-        call.ignore_index = _ignore_index(ignore_index, y.dtype)
-        _check_range(y, n_classes, call.ignore_index)
-        call.targets = y.reshape(call_rows) if not rows_shape else y
+        y = _targets(targets, spec, z, last, rows_shape)
         inputs["targets"] = y
+        kind = "classes" if y.dtype.kind in "iu" else "probabilities"
+        if spec.lacks[kind]:
+            _refuse(spec, kind, class_weight=class_weight, ignore_index=ignore_index,
+                    label_smoothing=label_smoothing, temperature=temperature, softcap=softcap,
+                    z_loss=z_loss)
+        if kind == "classes":
+            call.ignore_index = _ignore_index(ignore_index, y.dtype)
+            _check_range(y, n_classes, call.ignore_index)
+            call.targets = y if rows_shape else y.reshape(call_rows)
+        else:
+            call.soft_targets = _matrix(y, last)
+    if cotangent is not None:
+        u = _cotangent(cotangent, z)
+        call.soft_targets = _matrix(u, last)
+        inputs["upstream"] = u
     if sample_weight is not None:
         s = _weights(sample_weight, "sample_weight", rows_shape, "one a row")
         call.sample_weight = s.reshape(call_rows) if not rows_shape else s
@@ -112,6 +142,18 @@ def normalise(
         v = _weights(class_weight, "class_weight", (n_classes,), "one a class")
         call.class_weight = np.require(v, np.float64, ["C", "A"])
         inputs["class_weight"] = v
+    # What is left out, in most calls all of it, needs no check.
+    if label_smoothing.__class__ is not float or label_smoothing != 0.0:
+        call.smoothing = _number(label_smoothing, "label_smoothing", 0.0, 1.0)
+        if call.class_weight is not None:
+            most = call.class_weight.max() or 1.0
+            call.class_weight_mean = tree_sum(call.class_weight / most) / n_classes * most
+    if temperature.__class__ is not float or temperature != 1.0:
+        call.temperature = _number(temperature, "temperature", *_SCALES)
+    if softcap is not None:
+        call.softcap = _number(softcap, "softcap", *_SCALES)
+    if z_loss.__class__ is not float or z_loss != 0.0:
+        call.z_loss = _number(z_loss, "z_loss", 0.0, _MOST)
 
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
@@ -120,7 +162,7 @@ def normalise(
     if divisor is not None:
         d = _divisor(divisor, reduction)
     elif reduction == "mean":
-        d = mean_divisor(call)
+        d = divisor_of(call)
         if d == math.inf:
             raise ValueError(
                 "the mean's divisor, the sum of the weights of the rows that count, overflows "
@@ -128,17 +170,22 @@ def normalise(
             )
     if wants_map:
         up = _upstream(upstream, reduction, rows_shape)
+        # The temperature is the chain rule's. A scalar, and an array filled with it: the same bits.
+        inverse = 1.0 / call.temperature
         if isinstance(up, float):
-            call.scale = up / d if d else 0.0
+            call.scale = up / d * inverse if d else 0.0
         else:
+            call.scale = inverse
             call.upstream = up.reshape(call_rows) if not rows_shape else up
             inputs["upstream"] = up
         given_out = out
         if out is not None:
             out = _output(out, out_name, z, inputs)
+            if kind == "probabilities" and np.may_share_memory(out, z):
+                # Logits that are overwritten cannot be had back.
+                check_probabilities(call, last, z.ndim)
 
-    key = Key(spec.op, "float64" if z.dtype.itemsize == 8 else "float32", _order(call.logits),
-              wants_map)
+    key = Key(spec.op, dtype_name(z.dtype), _order(call.logits), wants_map, kind)
     return Problem(call, key, reduction, d, rows_shape, z, last, out, given_out)
 
 
@@ -147,13 +194,21 @@ def classes_last(array: NDArray[Any], axis: int) -> NDArray[Any]:
     return array if axis == array.ndim - 1 else np.moveaxis(array, axis, -1)
 
 
-def mean_divisor(call: Call) -> float:
+def _matrix(array: NDArray[Any], axis: int) -> NDArray[Any]:
+    """Return a view with classes last and at least one axis of rows."""
+    moved = classes_last(array, axis)
+    return moved if moved.ndim > 1 else moved[np.newaxis]
+
+
+def divisor_of(call: Call) -> float:
     """Return D of `call`: the weights s·v[target] of the rows that count, summed.
 
-    Without weights it is the number of rows whose target is not `ignore_index`.
+    Without weights it is the number of rows whose target is not `ignore_index`. Probabilities have
+    no class to take a weight of: the sum of s.
     """
-    assert call.targets is not None
     y = call.targets
+    if y is None:
+        return float(call.n_rows) if call.sample_weight is None else _sum(call.sample_weight)
     if call.sample_weight is None and call.class_weight is None:
         if call.ignore_index is None:
             return float(y.size)
@@ -176,6 +231,40 @@ def mean_divisor(call: Call) -> float:
     return tree_sum(parts)
 
 
+def targets_divisor(
+    targets: ArrayLike, class_weight: ArrayLike | None, sample_weight: ArrayLike | None,
+    ignore_index: SupportsIndex | None,
+) -> float:
+    """Check what makes up a mean's divisor, without logits, and return it."""
+    y = _plain(targets, "targets")
+    if y.size == 0 and not isinstance(targets, np.ndarray):
+        y = y.astype(np.intp)
+    if y.dtype.kind not in "iu":
+        raise TypeError(
+            f"targets must be integers, got dtype {y.dtype}; the divisor of probability targets is "
+            "the sum of sample_weight, without it the number of rows"
+        )
+    v = None if class_weight is None else _reals(class_weight, "class_weight")
+    if v is not None:
+        v = _weights(v, "class_weight", v.shape[:1] or (1,), "one a class").astype(np.float64)
+    s = None if sample_weight is None else _weights(
+        sample_weight, "sample_weight", y.shape, "one a target")
+    ignored = _ignore_index(ignore_index, y.dtype)
+    if v is not None:
+        _check_range(y, len(v), ignored)
+    # No logits: a single zero stands for them.
+    zeros = np.broadcast_to(np.float32(0), (*(y.shape or (1,)), 1))
+    y = y.reshape(zeros.shape[:-1])
+    s = s if s is None else s.reshape(y.shape)
+    return divisor_of(Call(Op.CROSS_ENTROPY, zeros, y, ignored, s, v))
+
+
+def _sum(array: NDArray[Any]) -> float:
+    flat = array.reshape(-1)
+    chunks = (flat[i : i + _CHUNK].astype(np.float64) for i in range(0, flat.size, _CHUNK))
+    return tree_sum(np.array([tree_sum(chunk) for chunk in chunks]))
+
+
 # ---- logits --------------------------------------------------------------------------------------
 
 
@@ -196,18 +285,27 @@ def _plain(array: ArrayLike, name: str) -> NDArray[Any]:
 
 def _logits(logits: ArrayLike, targets: ArrayLike | None) -> NDArray[np.floating]:
     z = _plain(logits, "logits")
-    if z.dtype.kind != "f" or z.dtype.itemsize not in (4, 8):
+    if not dtype_name(z.dtype):
         cure = "convert them with logits.astype(numpy.float32)"
         if z.dtype.kind in "iub" and getattr(targets, "ndim", 0) == z.ndim + 1:
             cure = "are logits and targets swapped? logits come first"
         elif z.dtype.kind in "iub":
             cure += "; class numbers are targets, the second argument"
-        raise TypeError(f"logits must be float32 or float64, got {z.dtype}; {cure}")
+        raise TypeError(f"logits must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, got {z.dtype}; "
+                        f"{cure}")
     if z.ndim == 0:
         raise ValueError(
             "logits must have a class axis: shape (C,) for one row, (N, C) for N; got a scalar"
         )
     return z
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """Return the name of a dtype that logits may have, in any byte order; "" of any other."""
+    if dtype.kind == "f":
+        return _BY_SIZE.get(dtype.itemsize, "")
+    # ml_dtypes' type: no NumPy kind of its own, and nothing to import here.
+    return "bfloat16" if dtype.kind == "V" and dtype.name == "bfloat16" else ""
 
 
 def _axis(axis: SupportsIndex, z: NDArray[np.floating]) -> int:
@@ -234,27 +332,45 @@ def _order(moved: NDArray[np.floating]) -> str:
 # ---- targets -------------------------------------------------------------------------------------
 
 
-def _classes(targets: ArrayLike | None, z: NDArray[np.floating], axis: int,
-             rows_shape: tuple[int, ...]) -> NDArray[np.integer]:
+def _targets(targets: ArrayLike | None, spec: Spec, z: NDArray[np.floating], axis: int,
+             rows_shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return class numbers of the rows' shape, or probabilities of the logits'."""
     y = _plain(targets, "targets") if targets is not None else np.empty(0, object)
     if y.size == 0 and not isinstance(targets, np.ndarray) and targets is not None:
         y = y.astype(np.intp)  # an empty list has no dtype of its own
     kind = y.dtype.kind
-    if kind not in "iu":
-        cure = {
-            "b": "for two classes pass targets.astype(numpy.intp)",
-            "f": "class numbers are integers: pass targets.astype(numpy.intp)",
-        }.get(kind, "pass an array of integer class numbers 0 … C-1")
-        if kind == "f" and y.shape == z.shape:
-            cure = ("probability targets are not supported yet; for one-hot rows pass "
-                    f"targets.argmax(axis={axis})")
-        raise TypeError(f"targets must be integers, got dtype {y.dtype}; {cure}")
-    if y.shape == rows_shape:
+    if kind in "iu" and y.shape == rows_shape:
         return y
+    floats = kind == "f" or dtype_name(y.dtype) == "bfloat16"
+    soft = "probabilities" in spec.targets
+    if kind not in "iu" and not (floats and soft and y.shape != rows_shape):
+        cure = "pass an array of integer class numbers 0 … C-1"
+        if floats:
+            cure = "class numbers are integers: pass targets.astype(numpy.intp)"
+            if soft:
+                cure += f"; probabilities have the logits' shape {z.shape}"
+            elif y.shape == z.shape:
+                cure = f"for one-hot rows pass targets.argmax(axis={axis})"
+        elif kind == "b":
+            cure = "for two classes pass targets.astype(numpy.intp)"
+            if y.shape == z.shape:
+                cure = f"for one-hot rows pass targets.argmax(axis={axis})"
+        raise TypeError(f"targets must be integers{' (or probabilities)' if soft else ''}, got "
+                        f"dtype {y.dtype} of shape {y.shape}; {cure}")
+    if floats and y.shape == z.shape:
+        return y
+    if floats:
+        raise ValueError(
+            f"probability targets must have the logits' shape {z.shape}, got {y.shape}; class "
+            f"numbers are integers of shape {rows_shape}"
+        )
     if y.shape == z.shape:
+        cure = f"pass targets.argmax(axis={axis})"
+        if soft:
+            cure += ", or targets.astype(logits.dtype) for probabilities"
         raise ValueError(
             f"integer targets must be class numbers of shape {rows_shape}, got the logits' own "
-            f"shape {y.shape}: one-hot rows? pass targets.argmax(axis={axis})"
+            f"shape {y.shape}: one-hot rows? {cure}"
         )
     message = (f"targets must have the logits' shape without axis {axis}: logits {z.shape} need "
                f"targets of shape {rows_shape}, got {y.shape}")
@@ -265,6 +381,47 @@ def _classes(targets: ArrayLike | None, z: NDArray[np.floating], axis: int,
     elif y.size == math.prod(rows_shape):
         message += f"; pass targets.reshape({rows_shape})"
     raise ValueError(message)
+
+
+def _refuse(spec: Spec, kind: str, **given: Any) -> None:
+    """Raise for an option that `spec` does not have with this kind of targets."""
+    for name in spec.lacks[kind]:
+        value, default = given[name], DEFAULTS[name]
+        if value is default:
+            continue
+        if np.ndim(value) == 0 and default is not None and value == default:
+            continue
+        raise TypeError(
+            f"{spec.name} with {kind} as targets has no {name}: leave it out (or pass "
+            f"{default!r}), got {value!r}"
+        )
+
+
+def check_probabilities(call: Call, axis: int, ndim: int) -> None:
+    """Raise for the first probability target of a row that counts that is not >= 0 and finite.
+
+    `axis` is the classes' of `ndim` axes, as the targets were given. Reads a block at a time.
+    """
+    t = call.soft_targets
+    assert t is not None
+    rows = t.shape[:-1]
+    step = max(1, _CHUNK // t.shape[-1])
+    for start in range(0, call.n_rows, step):
+        at = np.unravel_index(np.arange(start, min(start + step, call.n_rows)), rows)
+        for first in range(0, t.shape[-1], _CHUNK):
+            where_in_t: tuple[Any, ...] = (*at, slice(first, first + _CHUNK))
+            block = t[where_in_t].astype(np.float64)
+            bad = ~((block >= 0) & (block < np.inf))
+            if call.sample_weight is not None:
+                bad &= (call.sample_weight[at] != 0)[:, None]
+            if bad.any():
+                row, column = np.unravel_index(int(np.argmax(bad)), bad.shape)
+                where = [int(i[row]) for i in at][: ndim - 1]  # one row has no axis of rows
+                where.insert(axis, int(column) + first)
+                raise ValueError(
+                    f"probability targets must be finite and >= 0, got targets{where} = "
+                    f"{block[row, column]:g}; logits or log-probabilities? pass their softmax"
+                )
 
 
 def _ignore_index(ignore_index: SupportsIndex | None, dtype: np.dtype[Any]) -> int | None:
@@ -310,12 +467,39 @@ def _reals(array: ArrayLike, name: str) -> NDArray[Any]:
     a = _plain(array, name)
     if a.dtype.kind in "biu" or (a.dtype.kind == "f" and a.dtype.itemsize in (4, 8)):
         return a
-    if a.dtype.kind == "f" and a.dtype.itemsize == 2:
+    if a.dtype.itemsize == 2 and dtype_name(a.dtype):
         return a.astype(np.float32)
     if a.dtype.kind == "f":
         with np.errstate(over="ignore"):  # what float64 cannot hold becomes infinite
             return a.astype(np.float64)
     raise TypeError(f"{name} must be real numbers ({_LOADED}), got dtype {a.dtype}")
+
+
+def _cotangent(array: ArrayLike, z: NDArray[np.floating]) -> NDArray[Any]:
+    u = _plain(array, "upstream")
+    if u.dtype.kind not in "biuf" and not dtype_name(u.dtype):
+        raise TypeError(f"upstream must be real numbers, got dtype {u.dtype}")
+    if u.shape != z.shape:
+        raise ValueError(f"upstream must have the probabilities' shape {z.shape}, got {u.shape}")
+    return u
+
+
+def _number(value: Any, name: str, least: float, most: float) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    if not least <= number <= most:
+        if (least, most) == _SCALES:
+            wanted = "> 0 and finite (2**-500 … 2**500)"
+        elif most == _MOST:
+            wanted = ">= 0 and finite"
+        else:
+            wanted = f"within [{least:g}, {most:g}]"
+        raise ValueError(f"{name} must be {wanted}, got {number}")
+    return number
 
 
 def _weights(array: ArrayLike, name: str, shape: tuple[int, ...], meaning: str) -> NDArray[Any]:
@@ -385,8 +569,10 @@ def _output(out: NDArray[np.floating], name: str, z: NDArray[np.floating],
     into = np.asarray(out)
     if into.shape != z.shape:
         raise ValueError(f"{name} must have the logits' shape {z.shape}, got {into.shape}")
-    if into.dtype != z.dtype and into.dtype.newbyteorder("=") != z.dtype.newbyteorder("="):
-        raise ValueError(f"{name} must have the logits' dtype {z.dtype}, got {into.dtype}")
+    dtypes = {dtype_name(z.dtype), "float32" if z.itemsize == 2 else dtype_name(z.dtype)}
+    if dtype_name(into.dtype) not in dtypes:
+        raise ValueError(f"{name} must have the logits' dtype {z.dtype}"
+                         f"{' or float32' if z.itemsize == 2 else ''}, got {into.dtype}")
     if not into.flags.writeable:
         raise ValueError(f"{name} is read-only; pass a writeable array or leave it out")
     if _overlaps_itself(into):

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from softxent import _threads
 from softxent._plan import Plan, select
-from softxent._problem import Problem, classes_last
+from softxent._problem import Problem, check_probabilities, classes_last
 from softxent._sums import tree_sum
 from softxent.backends import backend
+from softxent.backends._contract import Op
 
 
 def evaluate(problem: Problem, requested: str | None, n_threads: int | None) -> tuple[Any, Any]:
@@ -37,7 +38,8 @@ def execute(plan: Plan, problem: Problem) -> tuple[Any, Any]:
     call = problem.call
     keeps_rows = problem.reduction == "none"
     # One value a row; float64 where it is to be summed unrounded.
-    dtype = np.float32 if keeps_rows and problem.key.dtype == "float32" else np.float64
+    narrow = keeps_rows and problem.key.dtype != "float64" and problem.key.op is not Op.RANK
+    dtype = np.float32 if narrow else np.float64
     rows = call.out_rows = np.empty(call.logits.shape[:-1], dtype)
     out = problem.out
     if problem.key.wants_map:
@@ -53,6 +55,9 @@ def execute(plan: Plan, problem: Problem) -> tuple[Any, Any]:
     if call.n_rows:
         task = backend(plan.backend).bind(call, plan.isa)
         _threads.run(task, call.n_rows, plan.grain, plan.n_threads)
+        if task.refused:
+            check_probabilities(call, problem.axis, problem.logits.ndim)
+            raise ValueError("probability targets changed during the call, and were invalid")
     if keeps_rows:
         return rows.reshape(problem.rows_shape), result
     return tree_sum(rows.reshape(-1)) / problem.divisor, result

@@ -1,9 +1,9 @@
 """What a backend is: the only file that dispatch, the run and every backend share.
 
 A backend never names a loss. It is handed a `Call`, raw arrays and numbers, and returns a `Task`
-that evaluates any range of its rows. Every check has been made before (`_problem.py`), except one
-that cannot be: a target's value is checked again when it is used, because another thread may have
-changed it.
+that evaluates any range of its rows. Every check has been made before (`_problem.py`), except two:
+a class number is checked again when it is used, because another thread may have changed it, and
+probability targets are checked as they are read, which saves a pass over them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import abc
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,22 +25,28 @@ class Op(enum.IntEnum):
     LOGSUMEXP = 1
     SOFTMAX = 2
     LOG_SOFTMAX = 3
+    ENTROPY = 4
+    RANK = 5  # how many classes come before the target, largest logit first
+    SOFTMAX_VJP = 6
 
 
 class Key(NamedTuple):
     """All that a backend may base a refusal on; hashable, so that plans can be cached.
 
     dtype
-        "float32" or "float64", in any byte order.
+        "float32", "float64", "float16" or "bfloat16", in any byte order.
     order
         "C" (unit class stride), "F" (unit row stride) or "strided" (anything else, foreign byte
         order and misaligned elements included).
+    targets
+        "classes", "probabilities", or "" where there are none.
     """
 
     op: Op
     dtype: str
     order: str
     wants_map: bool  # does the call fill an array of the logits' shape (gradient, softmax)?
+    targets: str = ""
 
 
 @dataclass(slots=True)
@@ -53,11 +59,16 @@ class Call:
     op
         What to compute.
     logits
-        rows + (C,), float32 or float64. May be the same memory as `out_map`, element for element;
-        no other output overlaps an input.
+        rows + (C,), float32, float64, float16 or bfloat16. May be the same memory as `out_map`,
+        element for element; no other output overlaps an input. `Op.SOFTMAX_VJP`: the probabilities.
     targets
-        rows, any integer dtype, or None (`Op.LOGSUMEXP` and the softmaxes). Each is in [0, C), or
+        rows, any integer dtype, or None (probabilities, and the pieces). Each is in [0, C), or
         `ignore_index`.
+    soft_targets
+        rows + (C,), any float dtype, or None: probability targets. Their values are the backend's
+        to check as it reads them: a negative, NaN or infinite one in a row that counts makes
+        `Task.refused` true, and outputs then hold anything. `Op.SOFTMAX_VJP`: what its Jacobian is
+        multiplied with, any real dtype, any value.
     ignore_index
         A row with this target: loss and gradient are +0.0, its logits are never used. None: no
         row is ignored.
@@ -66,15 +77,25 @@ class Call:
         treated as an ignored one.
     class_weight
         (C,), contiguous, aligned, native float64, finite and >= 0; or None for 1.
+    class_weight_mean
+        The mean of `class_weight` (1.0 where that is None), if there is smoothing.
     upstream
         rows, a real dtype; or None for 1. Multiplies the gradient of its row.
     scale
-        Multiplies every gradient: scalar upstream / divisor.
+        Multiplies every gradient: scalar upstream / (divisor temperature).
+    smoothing
+        Epsilon, in [0, 1]: targets t become (1 - epsilon) t + epsilon / C.
+    temperature, softcap
+        Logits x become cap tanh(x / cap) (0.0: they stay), then are divided by the temperature:
+        these z are what a softmax is of. Both within [2**-500, 2**500].
+    z_loss
+        Lambda >= 0: a row's value has lambda lse(z)**2 added.
     out_rows
         rows, C-contiguous, native float32 or float64, or None: the row values (weighted loss, not
-        divided; lse).
+        divided; lse; entropy; rank).
     out_map
-        logits' shape and dtype, or None: the gradient; softmax; log_softmax.
+        logits' shape, and their dtype or float32 for 16-bit ones, or None: the gradient; softmax;
+        log_softmax; the product.
     """
 
     op: Op
@@ -87,6 +108,12 @@ class Call:
     scale: float = 1.0
     out_rows: NDArray[np.floating] | None = None
     out_map: NDArray[np.floating] | None = None
+    soft_targets: NDArray[np.floating] | None = None
+    class_weight_mean: float = 1.0
+    smoothing: float = 0.0
+    temperature: float = 1.0
+    softcap: float = 0.0
+    z_loss: float = 0.0
 
     @property
     def n_rows(self) -> int:
@@ -110,7 +137,7 @@ class Native(NamedTuple):
 
     function: int
     args: int
-    owner: object
+    owner: Any
 
 
 class Task(Protocol):
@@ -118,6 +145,10 @@ class Task(Protocol):
 
     #: The kernel's address and its arguments', for the native pool; None: Python only.
     native: Native | None
+
+    @property
+    def refused(self) -> bool:
+        """After the run: whether a probability target was negative, NaN or infinite."""
 
     def __call__(self, lo: int, hi: int, stopped: Callable[[], bool]) -> None:
         """Evaluate rows lo <= i < hi. Asks `stopped()` at least every 2**22 elements."""

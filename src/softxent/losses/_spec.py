@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from softxent.backends._contract import Op
+
+#: What every loss takes.
+COMMON = ("sample_weight", "reduction", "divisor", "backend", "n_threads", "grad_out", "upstream")
+#: All options, in the order of the docs' matrix.
+OPTIONS = ("axis", "class_weight", "ignore_index", "label_smoothing", "temperature", "softcap",
+           "z_loss", *COMMON)
 
 
 @dataclass(frozen=True)
@@ -15,10 +23,22 @@ class Spec:
         The public function's name.
     op
         The head that the backends run.
-    targets
-        Kinds of target it takes: "classes" so far; empty for the pieces.
+    options
+        Kind of target ("classes", "probabilities"): the options that the loss has with it. No
+        targets, for most pieces: empty.
     """
 
     name: str
     op: Op
-    targets: tuple[str, ...] = ()
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @functools.cached_property
+    def targets(self) -> tuple[str, ...]:
+        """Kinds of target that it takes."""
+        return tuple(self.options)
+
+    @functools.cached_property
+    def lacks(self) -> dict[str, tuple[str, ...]]:
+        """Kind of target: the options that the loss has with another kind only."""
+        every = {option for options in self.options.values() for option in options}
+        return {kind: tuple(sorted(every - set(options))) for kind, options in self.options.items()}

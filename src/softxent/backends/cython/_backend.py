@@ -20,6 +20,11 @@ class Task:
     def __init__(self, native: Native) -> None:
         self.native: Native | None = native
 
+    @property
+    def refused(self) -> bool:
+        """Whether a walk met a probability target that it refuses."""
+        return bool(self.native is not None and self.native.owner.refused)
+
     def __call__(self, lo: int, hi: int, stopped: Callable[[], bool]) -> None:
         """Not used: where there are walks, there is the pool."""
         raise NotImplementedError("compiled walks run on the native pool")
@@ -78,7 +83,8 @@ class Cython(Backend):
         """Return the task that evaluates `call` at level `isa`."""
         bound, kernels = _binder(isa)
         arguments = bound(call)
-        return Task(Native(kernels[call.logits.itemsize], arguments.address, arguments))
+        size = 8 if call.logits.itemsize == 8 else 4
+        return Task(Native(kernels[size], arguments.address, arguments))
 
 
 BACKEND = Cython()

@@ -6,15 +6,19 @@
 #include <string.h>
 
 #include "elementary.h"
+#include "sixteen.h"
 
 /* NumPy's limit; rows' axes are merged where strides allow, so one is the rule. */
 #define SX_MAX_AXES 64
 
 /* An element type, as a number: size in bytes, and what else a load must know. */
-#define SX_TYPE_SIZE 15
-#define SX_TYPE_UNSIGNED 16
-#define SX_TYPE_FLOAT 32
-#define SX_TYPE_SWAPPED 64
+#define SX_TYPE_SIZE 31
+#define SX_TYPE_UNSIGNED 32
+#define SX_TYPE_FLOAT 64
+#define SX_TYPE_SWAPPED 128
+#define SX_TYPE_BRAIN 256 /* of two-byte floats: bfloat16 */
+#define SX_TYPE_F16 (SX_TYPE_FLOAT | 2)
+#define SX_TYPE_BF16 (SX_TYPE_FLOAT | SX_TYPE_BRAIN | 2)
 
 /* An array with one element a row: element (i0, i1, ...) at data + i0 stride[0] + ...; data may be
    NULL, for an array that was not given. */
@@ -24,8 +28,15 @@ typedef struct {
     int64_t strides[SX_MAX_AXES];
 } sx_rows;
 
-/* An array of the logits' shape. `direct`: class stride is the element's size, elements aligned and
-   in native byte order, so that a kernel may use it as it is. */
+/* An array of the logits' shape, and how a walk in float or double may use it. Elements are aligned
+   and in native byte order but with SX_ANY. */
+enum {
+    SX_ANY = 0,
+    SX_IN_PLACE = 1,  /* the walk's own type, classes side by side: used as it is */
+    SX_STRIDED = 2,   /* the walk's own type */
+    SX_SIXTEEN = 3    /* two bytes wide, classes side by side: converted a stretch at a time */
+};
+
 typedef struct {
     sx_rows rows;
     int64_t class_stride;
@@ -37,11 +48,19 @@ typedef struct {
     int64_t n_rows, n_classes;
     int64_t n_axes;
     int64_t shape[SX_MAX_AXES];
-    sx_matrix logits, out_map;
+    sx_matrix logits, out_map, soft;
     sx_rows targets, sample_weight, upstream;
+    /* Class weights; the walk's own type, over a power of two that brings the largest into [1, 2):
+       float, or the same doubles. `class_unit` is that power. */
     const double *class_weight;
+    const void *class_weight_real;
+    double class_unit, class_weight_mean;
     int64_t has_ignore, ignore_index;
-    double scale;
+    double scale, smoothing, temperature, softcap, z_loss;
+    /* Every row by the slow lane: an option beyond the range of the logits' precision. */
+    int64_t all_slow;
+    /* Set by a walk that met a probability it refuses. */
+    int64_t refused;
     void *out_rows;
     int64_t out_rows_is_double;
 } sx_call;
@@ -49,13 +68,14 @@ typedef struct {
 /* Where a run over consecutive rows stands. */
 typedef struct {
     int64_t index[SX_MAX_AXES];
-    char *logits, *out_map, *targets, *sample_weight, *upstream;
+    char *logits, *out_map, *soft, *targets, *sample_weight, *upstream;
 } sx_cursor;
 
 static inline void sx_cursor_move(sx_cursor *c, const sx_call *call, int64_t axis, int64_t steps)
 {
     c->logits += steps * call->logits.rows.strides[axis];
     c->out_map += steps * call->out_map.rows.strides[axis];
+    c->soft += steps * call->soft.rows.strides[axis];
     c->targets += steps * call->targets.strides[axis];
     c->sample_weight += steps * call->sample_weight.strides[axis];
     c->upstream += steps * call->upstream.strides[axis];
@@ -66,6 +86,7 @@ static inline void sx_cursor_start(sx_cursor *c, const sx_call *call, int64_t ro
     int64_t axis;
     c->logits = call->logits.rows.data;
     c->out_map = call->out_map.rows.data;
+    c->soft = call->soft.rows.data;
     c->targets = call->targets.data;
     c->sample_weight = call->sample_weight.data;
     c->upstream = call->upstream.data;
@@ -122,6 +143,17 @@ static inline int64_t sx_load_integer(const char *p, int64_t type)
     return (int64_t)(u << spare) >> spare;
 }
 
+static inline double sx_load_long_double(const char *p, int64_t type)
+{
+    unsigned char b[sizeof(long double)];
+    size_t i;
+    long double x = 0.0L;
+    for (i = 0; i < sizeof b; i++)
+        b[i] = (unsigned char)p[type & SX_TYPE_SWAPPED ? sizeof b - 1 - i : i];
+    memcpy(&x, b, sizeof b);
+    return (double)x;
+}
+
 static inline double sx_load_real(const char *p, int64_t type)
 {
     if (type == (SX_TYPE_FLOAT | 8)) {
@@ -135,7 +167,13 @@ static inline double sx_load_real(const char *p, int64_t type)
         return (double)x;
     }
     if (type & SX_TYPE_FLOAT) {
-        uint64_t u = sx_load_bits(p, type);
+        uint64_t u;
+        if ((type & SX_TYPE_SIZE) > 8)
+            return sx_load_long_double(p, type);
+        u = sx_load_bits(p, type);
+        if ((type & SX_TYPE_SIZE) == 2)
+            return (double)(type & SX_TYPE_BRAIN ? sx_f32_of_bf16((uint16_t)u)
+                                                 : sx_f32_of_f16((uint16_t)u));
         return (type & SX_TYPE_SIZE) == 8 ? sx_f64_of_bits(u)
                                           : (double)sx_f32_of_bits((uint32_t)u);
     }
@@ -156,17 +194,69 @@ static inline void sx_swap_bytes(char *p, int64_t size)
 
 static inline void sx_store_real(char *p, int64_t type, double value)
 {
-    char bytes[8];
+    char bytes[SX_TYPE_SIZE + 1];    /* 8 are used; a compiler sees only that size has five bits */
     int64_t size = type & SX_TYPE_SIZE;
+    float narrow = (float)value;
+    uint16_t half;
     if (size == 8) {
         memcpy(bytes, &value, 8);
-    } else {
-        float narrow = (float)value;
+    } else if (size == 4) {
         memcpy(bytes, &narrow, 4);
+    } else {
+        half = type & SX_TYPE_BRAIN ? sx_bf16_of_f32(narrow) : sx_f16_of_f32(narrow);
+        memcpy(bytes, &half, 2);
     }
     if (type & SX_TYPE_SWAPPED)
         sx_swap_bytes(bytes, size);
     memcpy(p, bytes, (size_t)size);
+}
+
+/* ---- what a probability target may be --------------------------------------------------------- */
+
+/* By the bits, for subnormals count: as numbers they are zero inside a walk. */
+static inline int sx_is_positive_f32(float t) { return sx_bits_of_f32(t) - 1u < 0x7f7fffffu; }
+static inline int sx_is_positive_f64(double t)
+{
+    return sx_bits_of_f64(t) - 1u < 0x7fefffffffffffffu;
+}
+
+static inline int sx_is_refused_f32(float t)
+{
+    uint32_t u = sx_bits_of_f32(t);
+    return u >= 0x7f800000u && u != 0x80000000u;
+}
+
+static inline int sx_is_refused_f64(double t)
+{
+    uint64_t u = sx_bits_of_f64(t);
+    return u >= 0x7ff0000000000000u && u != 0x8000000000000000u;
+}
+
+/* Several threads may say so at once. */
+static inline void sx_refuse(const sx_call *call)
+{
+#if defined(__GNUC__)
+    __atomic_store_n((int64_t *)&call->refused, 1, __ATOMIC_RELAXED);
+#else
+    *(volatile int64_t *)&call->refused = 1;
+#endif
+}
+
+/* ---- room for a walk ------------------------------------------------------------------------- */
+
+/* Once a thread, and not on its stack, which its owner may have made small. */
+#if defined(_MSC_VER)
+#define SX_THREAD_LOCAL __declspec(thread) __declspec(align(64))
+#else
+#define SX_THREAD_LOCAL _Thread_local __attribute__((aligned(64)))
+#endif
+
+#define SX_ROOM 180224 /* two tiles of 64 KiB, six blocks of 8 (_walk.pxi, ROOM_...) */
+
+static inline char *sx_room(void)
+{
+    static SX_THREAD_LOCAL char room[SX_ROOM];
+    return room;
 }
 
 #endif

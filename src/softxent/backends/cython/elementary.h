@@ -123,6 +123,35 @@ SX_INLINE uint64_t sx_bits_of_f64(double x) { uint64_t u; memcpy(&u, &x, 8); ret
 #define SX_R5 0x1.39fe42e9740a7p-3
 #define SX_R6 0x1.2b59b713616c9p-3
 
+/* tanh(y) = y + y w (-1/3 + w R(w)), w = y^2 <= 0.81, Chebyshev: relative error 2^-59.9; the short
+   one 2^-33.1. */
+#define SX_THIRD -0x1.5555555555555p-2
+#define SX_THIRD_REST -0x1.5555555555555p-56
+#define SX_TANH_0 0x1.1111111111111p-3
+#define SX_TANH_1 -0x1.ba1ba1ba1b9a2p-5
+#define SX_TANH_2 0x1.664f4882bb912p-6
+#define SX_TANH_3 -0x1.226e355cd9bddp-7
+#define SX_TANH_4 0x1.d6d3d0685fa9cp-9
+#define SX_TANH_5 -0x1.7da35954f10b9p-10
+#define SX_TANH_6 0x1.35577cdd2e3acp-11
+#define SX_TANH_7 -0x1.f56fafe4f237cp-13
+#define SX_TANH_8 0x1.9616d52da0164p-14
+#define SX_TANH_9 -0x1.474b580171f39p-15
+#define SX_TANH_10 0x1.024cc2ecbbd0cp-16
+#define SX_TANH_11 -0x1.7d5c4b2449ff0p-18
+#define SX_TANH_12 0x1.df24fb17feea2p-20
+#define SX_TANH_13 -0x1.b26abbeb78e17p-22
+#define SX_TANH_14 0x1.96cc3f6f32f98p-25
+#define SX_TANH_SHORT_0 0x1.1111110b40410p-3
+#define SX_TANH_SHORT_1 -0x1.ba1b93550d7e4p-5
+#define SX_TANH_SHORT_2 0x1.664c547335b28p-6
+#define SX_TANH_SHORT_3 -0x1.2232624a10f36p-7
+#define SX_TANH_SHORT_4 0x1.d218cb9471f17p-9
+#define SX_TANH_SHORT_5 -0x1.62e25282f0cf3p-10
+#define SX_TANH_SHORT_6 0x1.b991f210f4801p-12
+#define SX_TANH_SHORT_7 -0x1.357342a222c75p-14
+#define SX_TANH_UP_TO 0.9
+
 /* ---- exp ------------------------------------------------------------------------------------ */
 
 /* What exp needs of a reference power. */
@@ -145,41 +174,66 @@ SX_INLINE sx_power_f64 sx_power_of_f64(double n_ref)
     return power;
 }
 
+/* exp of what the reduction left, times the power in the low bits of t: r, or without FMA r in two
+   parts, exact - last, whose rounding is left out of the linear term. */
+SX_INLINE float sx_exp_rest_f32(float r, float exact, float last, float t)
+{
+    float q, p;
+    q = sx_fma_f32(SX_Q4_F32, r, SX_Q3_F32);
+    q = sx_fma_f32(q, r, SX_Q2_F32);
+    q = sx_fma_f32(q, r, SX_Q1_F32);
+    q = sx_fma_f32(q, r, SX_Q0_F32);
+#if SX_HAS_FMA
+    (void)exact, (void)last;
+    p = sx_fma_f32(sx_fma_f32(q, r, 1.0f), r, 1.0f);
+#else
+    p = 1.0f + (exact + (r * r * q - last));
+#endif
+    return p * sx_f32_of_bits(sx_bits_of_f32(t) << 23);
+}
+
+SX_INLINE double sx_exp_rest_f64(double r, double exact, double last, double t)
+{
+    double q, p;
+    q = sx_fma_f64(SX_Q9_F64, r, SX_Q8_F64);
+    q = sx_fma_f64(q, r, SX_Q7_F64);
+    q = sx_fma_f64(q, r, SX_Q6_F64);
+    q = sx_fma_f64(q, r, SX_Q5_F64);
+    q = sx_fma_f64(q, r, SX_Q4_F64);
+    q = sx_fma_f64(q, r, SX_Q3_F64);
+    q = sx_fma_f64(q, r, SX_Q2_F64);
+    q = sx_fma_f64(q, r, SX_Q1_F64);
+    q = sx_fma_f64(q, r, SX_Q0_F64);
+#if SX_HAS_FMA
+    (void)exact, (void)last;
+    p = sx_fma_f64(sx_fma_f64(q, r, 1.0), r, 1.0);
+#else
+    p = 1.0 + (exact + (r * r * q - last));
+#endif
+    return p * sx_f64_of_bits(sx_bits_of_f64(t) << 52);
+}
+
 /* <= 1 ulp (measured: tests/test_exp.py) where the result is normal, else +0. */
 SX_INLINE float sx_exp_f32(float z, float k, float low)
 {
-    float t, n, r, q, p;
+    float t, n, r, exact = 0.0f, last = 0.0f;
     z = low > z ? low : z;
     t = sx_fma_f32(z, (float)SX_LOG2E, k);
     n = t - k;
 #if SX_HAS_FMA
     r = sx_fma_f32(n, -SX_LN2_24_F32, z);      /* an exact difference */
     r = sx_fma_f32(n, -SX_LN2_24_REST_F32, r);
-    q = sx_fma_f32(SX_Q4_F32, r, SX_Q3_F32);
-    q = sx_fma_f32(q, r, SX_Q2_F32);
-    q = sx_fma_f32(q, r, SX_Q1_F32);
-    q = sx_fma_f32(q, r, SX_Q0_F32);
-    p = sx_fma_f32(sx_fma_f32(q, r, 1.0f), r, 1.0f);
 #else
-    float exact, last;
     exact = (z - n * SX_LN2_11_F32) - n * SX_LN2_NEXT_11_F32;
     last = n * SX_LN2_22_REST_F32;
     r = exact - last;
-    q = SX_Q4_F32 * r + SX_Q3_F32;
-    q = q * r + SX_Q2_F32;
-    q = q * r + SX_Q1_F32;
-    q = q * r + SX_Q0_F32;
-    p = 1.0f + (exact + (r * r * q - last));    /* r's own rounding left out of the linear term */
 #endif
-    return p * sx_f32_of_bits(sx_bits_of_f32(t) << 23);
+    return sx_exp_rest_f32(r, exact, last, t);
 }
 
 SX_INLINE double sx_exp_f64(double z, double k, double low)
 {
-    double t, n, r, q, p;
-#if !SX_HAS_FMA
-    double exact, last;
-#endif
+    double t, n, r, exact = 0.0, last = 0.0;
     z = low > z ? low : z;
     t = sx_fma_f64(z, SX_LOG2E, k);
     n = t - k;
@@ -191,6 +245,130 @@ SX_INLINE double sx_exp_f64(double z, double k, double low)
     last = n * SX_LN2_REST;
     r = exact - last;
 #endif
+    return sx_exp_rest_f64(r, exact, last, t);
+}
+
+/* ---- exp(x / temperature) -------------------------------------------------------------------- */
+
+/* A temperature, as exp needs it. x / temperature is never formed: its rounding alone would cost
+   exp |z| / 2 eps. The reduction is done on x, in units of the temperature: n times temperature ln2
+   is subtracted in parts, and what is left, within half of that, is divided.
+
+   The parts are ln2's: one number and its rest with FMA; without, short enough for n (13 bits)
+   times the first two to be exact. */
+typedef struct {
+    double temperature, inverse;
+    double octaves, first, second, last;     /* log2 e / temperature; temperature ln2 in parts */
+    float inverse_f32, octaves_f32, first_f32, second_f32, last_f32;
+} sx_scale;
+
+/* No temperature. */
+typedef struct { char unused; } sx_unit;
+
+/* a b - p, p = a b rounded: what the rounding took. */
+SX_INLINE double sx_product_rest(double a, double b, double p)
+{
+#if SX_HAS_FMA
+    return sx_fma_f64(a, b, -p);
+#else
+    return fma(a, b, -p);    /* the C library's: exact, and slow where the processor lacks it */
+#endif
+}
+
+SX_INLINE double sx_cut_f64(double x, int bits)
+{
+    return sx_f64_of_bits(sx_bits_of_f64(x) & ~(((uint64_t)1 << (53 - bits)) - 1));
+}
+
+SX_INLINE void sx_scale_by(sx_scale *scale, double temperature)
+{
+    double high = temperature * SX_LN2;
+    double rest = fma(temperature, SX_LN2, -high) + temperature * SX_LN2_REST;
+    scale->temperature = temperature;
+    scale->inverse = 1.0 / temperature;
+    scale->octaves = SX_LOG2E / temperature;
+#if SX_HAS_FMA
+    scale->first = high;
+    scale->second = 0.0;
+    scale->last = rest;
+    scale->first_f32 = (float)high;
+    scale->second_f32 = 0.0f;
+    scale->last_f32 = (float)((high - scale->first_f32) + rest);
+#else
+    scale->first = sx_cut_f64(high, 32);
+    scale->second = high - scale->first;
+    scale->last = rest;
+    scale->first_f32 = (float)sx_cut_f64(high, 11);
+    scale->second_f32 = (float)sx_cut_f64(high - scale->first_f32, 11);
+    scale->last_f32 = (float)((high - scale->first_f32) - scale->second_f32);
+#endif
+    scale->inverse_f32 = (float)scale->inverse;
+    scale->octaves_f32 = (float)scale->octaves;
+}
+
+SX_INLINE float sx_exp_scaled_f32(float x, float k, float low, const sx_scale *scale)
+{
+    float t, n, r, exact = 0.0f, last = 0.0f;
+    x = low > x ? low : x;
+    t = sx_fma_f32(x, scale->octaves_f32, k);
+    n = t - k;
+#if SX_HAS_FMA
+    r = sx_fma_f32(n, -scale->first_f32, x);
+    r = sx_fma_f32(n, -scale->last_f32, r) * scale->inverse_f32;
+#else
+    exact = ((x - n * scale->first_f32) - n * scale->second_f32) * scale->inverse_f32;
+    last = n * scale->last_f32 * scale->inverse_f32;
+    r = exact - last;
+#endif
+    return sx_exp_rest_f32(r, exact, last, t);
+}
+
+SX_INLINE double sx_exp_scaled_f64(double x, double k, double low, const sx_scale *scale)
+{
+    double t, n, r, exact = 0.0, last = 0.0;
+    x = low > x ? low : x;
+    t = sx_fma_f64(x, scale->octaves, k);
+    n = t - k;
+#if SX_HAS_FMA
+    r = sx_fma_f64(n, -scale->first, x);
+    r = sx_fma_f64(n, -scale->last, r) * scale->inverse;
+#else
+    exact = ((x - n * scale->first) - n * scale->second) * scale->inverse;
+    last = n * scale->last * scale->inverse;
+    r = exact - last;
+#endif
+    return sx_exp_rest_f64(r, exact, last, t);
+}
+
+/* ---- softcap --------------------------------------------------------------------------------- */
+
+/* cap tanh(x / cap), and its derivative 4E / (1 + E)^2 with E = exp(-2|x| / cap). -inf, +inf and
+   NaN stay as they are: a class that was excluded stays so, derivative 1. `half` is the scale of
+   temperature cap / 2. Within 1 ulp (measured: tests/test_softcap.py): one rounding, of
+
+       x + x w (-1/3 + w R(w)),  w = (x / cap)^2      up to x / cap = 0.9
+       cap - cap 2E / (1 + E)                         beyond
+
+   the corrections, up to 0.4 of the sum, carried a little further than float64. */
+SX_INLINE double sx_softcap_f64(double x, double cap, const sx_scale *half, double *slope)
+{
+    double size = fabs(x), k, low, t, n, r, s, e, e_low, q, q_low, sum, sum_low, y, y_low, w, w_low,
+           p, p_low, c, near_0, beyond;
+    sx_power_f64 power = sx_power_of_f64(0.0);
+    k = power.k;
+    low = power.low * half->temperature;
+    /* E = 1 + s, times a power of two: exp with its last addition in two parts. */
+    t = -size;
+    t = low > t ? low : t;
+    r = t;
+    t = sx_fma_f64(t, half->octaves, k);
+    n = t - k;
+#if SX_HAS_FMA
+    r = sx_fma_f64(n, -half->first, r);
+    r = sx_fma_f64(n, -half->last, r) * half->inverse;
+#else
+    r = (((r - n * half->first) - n * half->second) - n * half->last) * half->inverse;
+#endif
     q = sx_fma_f64(SX_Q9_F64, r, SX_Q8_F64);
     q = sx_fma_f64(q, r, SX_Q7_F64);
     q = sx_fma_f64(q, r, SX_Q6_F64);
@@ -200,12 +378,81 @@ SX_INLINE double sx_exp_f64(double z, double k, double low)
     q = sx_fma_f64(q, r, SX_Q2_F64);
     q = sx_fma_f64(q, r, SX_Q1_F64);
     q = sx_fma_f64(q, r, SX_Q0_F64);
-#if SX_HAS_FMA
-    p = sx_fma_f64(sx_fma_f64(q, r, 1.0), r, 1.0);
-#else
-    p = 1.0 + (exact + (r * r * q - last));
-#endif
-    return p * sx_f64_of_bits(sx_bits_of_f64(t) << 52);
+    s = sx_fma_f64(q * r, r, r);
+    p = sx_f64_of_bits(sx_bits_of_f64(t) << 52);
+    e = 1.0 + s;
+    e_low = ((1.0 - e) + s) * p;
+    e = e * p;
+    /* 2E / (1 + E), the division's remainder taken along. */
+    sum = 1.0 + e;
+    sum_low = ((1.0 - sum) + e) + e_low;
+    q = 2.0 * e / sum;
+    q_low = q * sum;
+    q_low = ((2.0 * e - q_low) - sx_product_rest(q, sum, q_low) + (2.0 * e_low - q * sum_low)) / sum;
+    beyond = cap - cap * q;
+    c = cap * q;
+    beyond = cap - c;
+    c = ((cap - beyond) - c) - sx_product_rest(cap, q, c) - cap * q_low;
+    beyond += c;
+
+    y = size / cap;
+    c = y * cap;
+    y_low = ((size - c) - sx_product_rest(y, cap, c)) / cap;
+    w = y * y;
+    w_low = sx_product_rest(y, y, w) + 2.0 * y * y_low;
+    q = SX_TANH_14;
+    q = sx_fma_f64(q, w, SX_TANH_13);
+    q = sx_fma_f64(q, w, SX_TANH_12);
+    q = sx_fma_f64(q, w, SX_TANH_11);
+    q = sx_fma_f64(q, w, SX_TANH_10);
+    q = sx_fma_f64(q, w, SX_TANH_9);
+    q = sx_fma_f64(q, w, SX_TANH_8);
+    q = sx_fma_f64(q, w, SX_TANH_7);
+    q = sx_fma_f64(q, w, SX_TANH_6);
+    q = sx_fma_f64(q, w, SX_TANH_5);
+    q = sx_fma_f64(q, w, SX_TANH_4);
+    q = sx_fma_f64(q, w, SX_TANH_3);
+    q = sx_fma_f64(q, w, SX_TANH_2);
+    q = sx_fma_f64(q, w, SX_TANH_1);
+    q = sx_fma_f64(q, w, SX_TANH_0);
+    q = q * w;
+    p = SX_THIRD + q;
+    p_low = ((SX_THIRD - p) + q) + SX_THIRD_REST;
+    c = p * w;
+    q = sx_product_rest(p, w, c) + (p_low * w + p * w_low);
+    /* size + size (c + q), size c kept whole. */
+    p = size * c;
+    near_0 = size + p;
+    near_0 += ((size - near_0) + p) + (sx_product_rest(size, c, p) + size * q);
+
+    *slope = size < INFINITY ? 4.0 * e / (sum * sum) : 1.0;
+    y = y < SX_TANH_UP_TO ? near_0 : beyond;
+    y = size < INFINITY ? y : size;
+    return copysign(x == x ? y : x, x);
+}
+
+/* The same for float32's needs, in float64. */
+SX_INLINE float sx_softcap_f32(float given, double cap, const sx_scale *half, float *slope)
+{
+    double x = given, size = fabs(x), e, sum, w, q, y;
+    sx_power_f64 power = sx_power_of_f64(0.0);
+    e = sx_exp_scaled_f64(-size, power.k, power.low * half->temperature, half);
+    sum = 1.0 + e;
+    y = size * half->inverse * 0.5;
+    w = y * y;
+    q = SX_TANH_SHORT_7;
+    q = sx_fma_f64(q, w, SX_TANH_SHORT_6);
+    q = sx_fma_f64(q, w, SX_TANH_SHORT_5);
+    q = sx_fma_f64(q, w, SX_TANH_SHORT_4);
+    q = sx_fma_f64(q, w, SX_TANH_SHORT_3);
+    q = sx_fma_f64(q, w, SX_TANH_SHORT_2);
+    q = sx_fma_f64(q, w, SX_TANH_SHORT_1);
+    q = sx_fma_f64(q, w, SX_TANH_SHORT_0);
+    q = sx_fma_f64(q, w, SX_THIRD);
+    y = y < SX_TANH_UP_TO ? size + size * (q * w) : cap - cap * (2.0 * e / sum);
+    *slope = size < INFINITY ? (float)(4.0 * e / (sum * sum)) : 1.0f;
+    y = size < INFINITY ? y : size;
+    return (float)copysign(x == x ? y : x, x);
 }
 
 /* 2^d for d <= 1023; +0 below -1022 (a sum that far down does not reach the result). */
@@ -231,6 +478,17 @@ SX_INLINE double sx_reference_low(double n, double *high)
 #else
     *high = n * SX_LN2_32;
     return n * SX_LN2_32_REST;
+#endif
+}
+
+/* n temperature ln2 in two parts, as a logit that is yet to be divided. */
+SX_INLINE double sx_scaled_reference_low(double n, double *high, const sx_scale *scale)
+{
+    *high = n * scale->first;
+#if SX_HAS_FMA
+    return sx_fma_f64(n, scale->last, sx_fma_f64(n, scale->first, -*high));
+#else
+    return n * scale->second + n * scale->last;
 #endif
 }
 
@@ -293,6 +551,14 @@ SX_INLINE double sx_log(double x)
 SX_INLINE double sx_log1p(double x)
 {
     double k, f = sx_split_log1p(x, &k);
+    return sx_log_reduced(f, k);
+}
+
+/* log(1 + x) for any x >= 0, relatively exact. */
+SX_INLINE double sx_log1p_any(double x)
+{
+    double f, k;
+    sx_split_log1p_or_log(x <= 1.0, x <= 1.0 ? x : 1.0, 1.0 + x, &f, &k);
     return sx_log_reduced(f, k);
 }
 

@@ -1,22 +1,38 @@
 """The definition: every operation as the textbook writes it, a block of rows at a time.
 
-For a row of logits z, with m = max z, e_k = exp(z_k - m) and one class a set apart,
+For a row of logits x, z_k = softcap(x_k) / temperature, softcap(x) = cap tanh(x / cap) (none: x).
+With m = max z, e_k = exp(z_k - m) and one class a set apart,
 
     S' = sum of e_k over k != a,    S = S' + e_a,    lse = m + log S,    p_k = e_k / S.
 
-The class set apart is the target y (cross-entropy) or the first largest logit (all else), so that
-what decides a confident row, the sum of the *other* classes, is never a difference:
+The class set apart is the target y (where the target is a class) or the first largest logit (all
+else), so that what decides a confident row, the sum of the *other* classes, is never a difference:
 
-    loss = -log p_y   = log1p(S' / e_y)           where e_y >= S'
-                      = log S - (z_y - m)         else: two terms >= 0
-    log p_k           = (z_k - m) - log1p(S')     a is the largest: e_a = 1
-    gradient          = w p_k,  and at the target w (p_y - 1) = -w S' / S
+    -log p_y   = log1p(S' / e_y)           where e_y >= S'                 (a = y)
+               = log S - (z_y - m)         else: two terms >= 0
+    -log p_k   = log1p(S') + (m - z_k)     a is the largest: e_a = 1
+    entropy    = log1p(S') + sum p_k (m - z_k)
 
-`lse - z_y` and `p_y - 1` say the same and lose every digit once the target leads by 17 (float32).
+`lse - z_y` says the same and loses every digit once the target leads by 17 (float32).
 
-All arithmetic is float64, for float32 logits too; each result is rounded once, as it is stored.
-NaN, +inf and a row of -inf alone make m, by decree, NaN: the row's results follow. A -inf logit
-beside a finite one has e = 0. Probabilities below the smallest normal number are rounded, not
+Cross-entropy, with v the class weights, epsilon the smoothing, lambda the z-loss, s the sample
+weight. What class k is owed whether it is the target or not, and its sum:
+
+    B_k = (epsilon / C) v_k                         T = epsilon mean(v)     targets are classes
+    B_k = v_k ((1 - epsilon) t_k + epsilon / C)     T = sum B_k             probabilities t
+    b = (1 - epsilon) v_y, what the target is owed beside that              (probabilities: none)
+
+    row value   s [b (-log p_y) + T log1p(S') + sum B_k (m - z_k) + lambda lse^2]
+    gradient    J_k w [(b + T + 2 lambda lse) p_k - B_k]
+                and at the target J_y w [-b S' / S + (T + 2 lambda lse) p_y - B_y]
+
+with the largest set apart beside T, the target beside b, where p_y - 1 would cancel. w is s times
+upstream over divisor and temperature; J = sech^2(x / cap) is the softcap's derivative.
+
+All arithmetic is float64, for narrower logits too; each result is rounded once, as it is stored.
+NaN, +inf and a row of -inf alone, judged on the logits as given, make m, by decree, NaN: the row's
+results follow. A -inf logit beside a finite one stays -inf, with e = 0 and J = 1. What is owed
+nothing costs nothing: 0 inf = 0. Probabilities below the smallest normal number are rounded, not
 flushed.
 
 A row's bits are a function of its own values: whatever the logits' layout, the arithmetic sees a
@@ -33,17 +49,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softxent.backends._contract import Call, Native, Op
+from softxent.backends.reference.exact import (
+    TANH_NEAR,
+    Float64s,
+    add_log1p,
+    odd_float32,
+    one_minus_tanh,
+    remainder,
+    sums,
+    tanh_gap,
+    times,
+    two_sum,
+)
 
-Float64s: TypeAlias = NDArray[np.float64]
+Bools: TypeAlias = NDArray[np.bool_]
+Columns: TypeAlias = NDArray[np.intp]  # a class of each row
+Pair: TypeAlias = tuple[Float64s, Float64s | None]  # high and low part of a number; see exact.py
 Rows: TypeAlias = tuple[Any, ...]  # an index that selects some rows of an array of the rows' shape
 
 #: Elements in a block of rows, and classes in a block of one long row: 512 KiB of float64, of which
-#: about six exist at a time.
+#: about twenty exist at a time.
 BLOCK = 1 << 16
 
-#: ln 2 in two parts. The first ends in 20 zero bits: its product with any exponent is exact.
-LN2_HIGH = float.fromhex("0x1.62e42fee00000p-1")
-LN2_LOW = float.fromhex("0x1.a39ef35793c76p-33")
+#: The smallest positive number: what stands for a product of two such that underflows.
+TINY = 2.0**-1074
 
 
 class _StoppedError(Exception):
@@ -62,13 +91,16 @@ class RowsTask:
         def view(array: NDArray[Any] | None) -> NDArray[Any] | None:
             return array[None] if lift and array is not None else array
 
+        self.refused = False
         self._call = call
         self._logits: NDArray[np.floating] = call.logits[None] if lift else call.logits
         self._targets = view(call.targets)
+        self._soft_targets = view(call.soft_targets)
         self._sample_weight = view(call.sample_weight)
         self._upstream = view(call.upstream)
         self._out_rows = view(call.out_rows)
         self._out_map = view(call.out_map)
+        self._scaling = _Scaling(call)
 
     def __call__(self, lo: int, hi: int, stopped: Callable[[], bool]) -> None:
         """Evaluate rows lo <= i < hi; end early when `stopped()` answers true."""
@@ -78,7 +110,10 @@ class RowsTask:
         with np.errstate(all="ignore"):
             try:
                 for start in range(lo, hi, step):
-                    self._evaluate(self._select(start, min(start + step, hi)), stopped)
+                    rows = self._select(start, min(start + step, hi))
+                    self._evaluate(
+                        _Block(self._logits, self._soft_targets, rows, self._scaling, stopped)
+                    )
             except _StoppedError:
                 return
 
@@ -89,93 +124,204 @@ class RowsTask:
             return (slice(start, stop),)
         return tuple(np.unravel_index(np.arange(start, stop), shape))
 
-    def _evaluate(self, rows: Rows, stopped: Callable[[], bool]) -> None:
-        call = self._call
-        block = _Block(self._logits, rows, stopped)
-        largest, first = block.largest()
-        # No softmax without a finite maximum: a NaN here reaches the whole row.
-        m = np.where(np.isfinite(largest), largest, np.nan)
+    def _evaluate(self, block: _Block) -> None:
+        op = self._call.op
+        if op is Op.RANK:
+            self._rank(block)
+            return
+        if op is Op.SOFTMAX_VJP:
+            self._softmax_vjp(block)
+            return
+        block.refer_to_largest()
+        if op is Op.CROSS_ENTROPY:
+            self._cross_entropy(block)
+            return
 
-        if call.op is Op.CROSS_ENTROPY:
-            self._cross_entropy(block, m)
-        elif call.op is Op.LOGSUMEXP:
-            other, e_first, _ = block.sums(m, first)
-            lse = _add_log(m, other + e_first)
-            self._store_rows(rows, np.where(np.isinf(largest), largest, lse))
-        elif call.op is Op.SOFTMAX:
-            other, e_first, _ = block.sums(m, first)
-            total = other + e_first
+        first = _Apart(block.first)
+        if op is Op.LOGSUMEXP:
+            block.reduce(first)
+            lse = add_log1p(*block.m, first.other())
+            self._store_rows(block.rows, np.where(np.isinf(block.largest), block.largest, lse))
+        elif op is Op.ENTROPY:
+            # Where e underflows nothing is left, however large m - z is.
+            gap = _Sum(lambda classes, d, e: times(e, -d))
+            block.reduce(first, gap)
+            other = first.other()
+            entropy = np.log1p(other) + gap.total() / (other + first.e)
+            self._store_rows(block.rows, np.where(block.without_result, np.nan, entropy))
+        elif op is Op.SOFTMAX:
+            block.reduce(first)
+            total = first.other() + first.e
             for classes in block.walk():
-                p = block.exp_shifted(classes, m)
+                _, p = block.shifted(classes)
                 p /= total[:, None]
-                self._store_map(rows, classes, p)
+                self._store_map(block.rows, classes, p)
         else:
-            other, _, _ = block.sums(m, first)
+            block.reduce(first)
             # 1 + S' would round away a small S', and with it log p of a dominant class. Equal
             # logits share every operand, hence their bits.
-            log_total = np.log1p(other)
+            log_total = np.log1p(first.other())
             for classes in block.walk():
-                self._store_map(
-                    rows, classes, (block.read(classes) - m[:, None]) - log_total[:, None]
-                )
+                d, _ = block.shifted(classes)
+                self._store_map(block.rows, classes, d - log_total[:, None])
 
-    def _cross_entropy(self, block: _Block, m: Float64s) -> None:
-        rows = block.rows
-        targets, weight, counts = self._targets_and_weights(rows, m.size)
-        other, e_target, z_target = block.sums(m, targets)
-        total = other + e_target
+    def _cross_entropy(self, block: _Block) -> None:
+        call, rows = self._call, block.rows
+        smoothing, z_loss = call.smoothing, call.z_loss
+        is_class = self._targets is not None
+        is_owed = not is_class or smoothing > 0.0  # is there a B_k?
+        targets, weight, v_y, counts = self._weights(block)
+
+        first, mass = _Apart(block.first), _Sum(lambda classes, d, e: self._mass(block, classes))
+        gap = _Sum(lambda classes, d, e: times(self._owed(block, classes), -d))
+        apart = _Apart(targets) if is_class else first
+        wanted: list[_Apart | _Sum] = [apart]
+        if is_class and (is_owed or z_loss):
+            wanted += [first]
+        if is_owed:
+            wanted += [gap]
+        if not is_class:
+            wanted += [mass]
+        block.reduce(*wanted)
+        other = apart.other()
+        total = other + apart.e
+        b = (1.0 - smoothing) * v_y
+        owed = np.full(block.n, smoothing * call.class_weight_mean)
+        if not is_class:
+            owed = mass.total()
+        lse = add_log1p(*block.m, first.other()) if z_loss else np.zeros(block.n)
+        lost = block.without_result | np.isnan(weight)  # rows whose results are NaN
 
         if self._out_rows is not None:
-            loss = np.where(
-                e_target >= other, np.log1p(other / e_target), np.log(total) - (z_target - m)
+            minus_log_p = np.where(
+                apart.e >= other, np.log1p(other / apart.e), np.log(total) - apart.d
             )
-            self._store_rows(rows, np.where(counts, weight * loss, 0.0))
+            value = times(b, minus_log_p)
+            if is_owed:
+                value += times(owed, np.log1p(first.other())) + gap.total()
+            if z_loss:
+                value += z_loss * lse * lse
+            value = times(weight, value)
+            value[lost] = np.nan
+            self._store_rows(rows, np.where(counts, value, 0.0))
         if self._out_map is None:
             return
 
+        # In this order: one number for all rows reaches `scale` by the same products.
+        factor: Float64s | float = call.scale
         if self._upstream is not None:
-            weight = weight * self._upstream[rows].astype(np.float64)
-        weight = weight * self._call.scale
-        # S'/S is exactly 1 where the target is -inf: the gradient there is exactly -w. And
-        # 0 - w S'/S, not its negative: where S' = 0 the gradient is +0.
-        # 0 times a weight that overflowed is 0; times NaN, a row without a result, it is NaN.
-        refused, share = np.isnan(weight), other / total
-        at_target = 0.0 - np.where((share == 0.0) & ~refused, 0.0, weight * share)
+            factor = self._upstream[rows].astype(np.float64) * call.scale
+        weight = weight * factor
+        lost |= np.isnan(weight)
+        rest = owed + 2.0 * (z_loss * lse)
+        a = b + rest
+        # S'/S is exactly 1 where the target is -inf: the gradient there is exactly what it is
+        # owed. And 0 - b S'/S, not its negative: where S' = 0 it is +0.
+        at_target = (0.0 - times(b, other / total)) + times(rest, apart.e / total)
         for classes in block.walk():
-            g = block.exp_shifted(classes, m)
+            _, g = block.shifted(classes)
             g /= total[:, None]
-            np.multiply(g, weight[:, None], out=g, where=(g != 0.0) | refused[:, None])
-            here, column = _inside(targets, classes)
-            g[here, column] = at_target[here]
+            if is_owed or z_loss:  # else it is 1
+                g = times(g, a[:, None])
+            if is_class:
+                here, column = _inside(targets, classes)
+                g[here, column] = at_target[here]
+            if is_owed:
+                g -= self._owed(block, classes)
+            if call.softcap:
+                g = times(g, self._scaling.slope(block.read(classes)))
+            g = times(g, weight[:, None])  # a weight may have overflowed
+            g[lost] = np.nan
             g[~counts] = 0.0
             self._store_map(rows, classes, g)
 
-    def _targets_and_weights(
-        self, rows: Rows, n: int
-    ) -> tuple[NDArray[np.intp], Float64s, NDArray[np.bool_]]:
-        """Return target, s v_y and whether it counts, of each row.
+    def _owed(self, block: _Block, classes: slice) -> Float64s:
+        """Return B_k, of one row where it is the same for all; what is > 0 does not underflow."""
+        call = self._call
+        share = call.smoothing / call.n_classes
+        if self._soft_targets is None:
+            mass = np.full((1, classes.stop - classes.start), share)
+        else:
+            mass = block.soft(classes)
+            if call.smoothing:
+                mass = (1.0 - call.smoothing) * mass + share
+        if call.smoothing:
+            mass = np.maximum(mass, TINY)
+        if call.class_weight is not None:
+            v = call.class_weight[classes]
+            mass = np.where((mass > 0.0) & (v > 0.0), np.maximum(mass * v, TINY), 0.0)
+        return mass
 
-        A target outside [0, C) that counts, which only another thread can have put there after
-        the check, weighs NaN; the index returned for it is valid.
+    def _mass(self, block: _Block, classes: slice) -> Float64s:
+        """Return B_k of probabilities, to be overwritten, once their values are checked."""
+        t = block.soft(classes)
+        bad = (~((t >= 0.0) & (t < np.inf))).any(axis=1)
+        if self._sample_weight is not None:
+            bad &= self._sample_weight[block.rows] != 0
+        self.refused |= bool(bad.any())
+        return self._owed(block, classes).copy()
+
+    def _weights(self, block: _Block) -> tuple[Columns, Float64s, Float64s, Bools]:
+        """Return target, s, v_y and whether it counts, of each row; probabilities: 0, s, 0.
+
+        Where the target's own term is all there is, s v_y is the row's weight and v_y is 1.
         """
         call = self._call
-        assert self._targets is not None
-        given = np.array(self._targets[rows])  # one copy: checked and used values are the same
-        outside = (given < 0) | (given >= call.n_classes)
-        targets = np.where(outside, given.dtype.type(0), given).astype(np.intp)
-
-        weight = np.ones(n)
-        counts = np.ones(n, dtype=np.bool_)
-        if call.ignore_index is not None:
-            counts &= given != call.ignore_index
+        weight = np.ones(block.n)
         if self._sample_weight is not None:
-            weight *= self._sample_weight[rows].astype(np.float64)
-            counts &= weight != 0.0
+            weight = self._sample_weight[block.rows].astype(np.float64)
+        counts = weight != 0.0
+        if self._targets is None:
+            return np.zeros(block.n, dtype=np.intp), weight, np.zeros(block.n), counts
+        targets, ignored, outside = self._classes(block)
+        counts &= ~ignored
+        v_y = np.ones(block.n)
         if call.class_weight is not None:
-            weight *= call.class_weight[targets]
+            v_y = call.class_weight[targets]
+        if not call.smoothing and not call.z_loss:
+            weight *= v_y
+            v_y = np.ones(block.n)
         weight[outside] = np.nan
         counts &= weight != 0.0
-        return targets, weight, counts
+        return targets, weight, v_y, counts
+
+    def _classes(self, block: _Block) -> tuple[Columns, Bools, Bools]:
+        """Return each row's target, whether it is ignored, and whether it is outside [0, C).
+
+        Only another thread can have put one there after the check: such a row, if it is not
+        ignored, has no result. The class returned for it is valid.
+        """
+        assert self._targets is not None
+        given = np.array(self._targets[block.rows])  # one copy: checked and used are the same
+        outside = (given < 0) | (given >= self._call.n_classes)
+        targets = np.where(outside, given.dtype.type(0), given).astype(np.intp)
+        if self._call.ignore_index is None:
+            return targets, np.zeros(block.n, dtype=np.bool_), outside
+        return targets, given == self._call.ignore_index, outside
+
+    def _rank(self, block: _Block) -> None:
+        """Count the classes that come before the target, a NaN as the largest number."""
+        targets, ignored, outside = self._classes(block)
+        x_y = block.at(targets)[:, None]
+        before = np.zeros(block.n)
+        for classes in block.walk():
+            x = block.read(classes)
+            lower = np.arange(classes.start, classes.stop) < targets[:, None]
+            before += np.count_nonzero(~(x <= x_y) | ((x == x_y) & lower), axis=1)
+        missing = np.isnan(x_y[:, 0]) | ignored | outside
+        self._store_rows(block.rows, np.where(missing, np.inf, before))
+
+    def _softmax_vjp(self, block: _Block) -> None:
+        """Store p (u - sum p u), p being given as logits, u as soft targets."""
+        mean = sums(
+            np.stack(
+                [sums(block.read(classes) * block.soft(classes)) for classes in block.walk()],
+                axis=1,
+            )
+        )
+        for classes in block.walk():
+            p, u = block.read(classes), block.soft(classes)
+            self._store_map(block.rows, classes, p * (u - mean[:, None]))
 
     def _store_rows(self, rows: Rows, values: Float64s) -> None:
         if self._out_rows is not None:
@@ -183,7 +329,88 @@ class RowsTask:
 
     def _store_map(self, rows: Rows, classes: slice, values: Float64s) -> None:
         assert self._out_map is not None
-        self._out_map[(*rows, classes)] = values
+        # bfloat16, which to NumPy is of no kind: its cast from float64 rounds twice.
+        narrow = self._out_map.dtype.kind == "V"
+        self._out_map[(*rows, classes)] = odd_float32(values) if narrow else values
+
+
+class _Scaling:
+    """z as a function of the logits: softcap, then temperature.
+
+    For float64 logits z - m is rounded by up to 2**-44 where it matters (above exp's underflow),
+    256 times the precision of the result: what the quotients and differences round is kept. For
+    narrower logits it stays far below their precision, and is not.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._cap = call.softcap
+        self._temperature = call.temperature
+        self._keeps_error = call.logits.dtype.itemsize == 8
+
+    def capped(self, x: Float64s) -> Pair:
+        """Return cap tanh(x / cap), within 0.6 units in the last place for float64 logits."""
+        if not self._cap:
+            return x, None
+        cap = self._cap
+        if not self._keeps_error:
+            return np.where(np.isinf(x), x, cap * np.tanh(x / cap)), None
+        a, error = self._over_cap(x)
+        near = a <= TANH_NEAR
+        # What tanh takes away from x, or lacks of the cap: the less, the less its error counts.
+        lack, lack_low = one_minus_tanh(a, error)
+        taken = cap * np.where(near, tanh_gap(a, error), lack)
+        taken_low = np.where(near, 0.0, cap * lack_low - remainder(taken, lack, cap))
+        high, low = two_sum(np.where(near, np.abs(x), cap), -taken)
+        low -= taken_low
+        infinite = np.isinf(x)
+        high[infinite], low[infinite] = np.inf, 0.0
+        sign = np.copysign(1.0, x)
+        return sign * high, sign * low
+
+    def slope(self, x: Float64s) -> Float64s:
+        """Return the derivative of `capped`, sech^2(x / cap) = 4 e / (1 + e)^2; 1 at -inf."""
+        a, error = self._over_cap(x)
+        e = np.exp(-2.0 * a)
+        e -= e * (2.0 * error)
+        return np.where(np.isinf(x), 1.0, 4.0 * e / (1.0 + e) ** 2)
+
+    def minus(self, x: Float64s, reference: Pair) -> Pair:
+        """Return z - m, `reference` being m's `capped` as columns."""
+        y, y_low = self.capped(x)
+        r, r_low = reference
+        if not self._keeps_error:
+            return (y - r) / self._temperature, None
+        d, low = two_sum(y, -r)
+        if y_low is not None and r_low is not None:
+            low[np.isinf(d)] = 0.0
+            d, low = two_sum(d, low + (y_low - r_low))
+        high, low = self.over_temperature(d, low)
+        if self._temperature > 1.0:
+            overflowed = np.isinf(d)  # as a difference, not as what it is of
+            if overflowed.any():
+                apart = y / self._temperature - r / self._temperature
+                high = np.where(overflowed, apart, high)
+        return high, low
+
+    def over_temperature(self, high: Float64s, low: Float64s) -> tuple[Float64s, Float64s]:
+        """Return (high + low) / temperature."""
+        if self._temperature != 1.0:
+            quotient = high / self._temperature
+            low = (remainder(high, quotient, self._temperature) + low) / self._temperature
+            high = quotient
+        # inf - inf, or overflow on the way: at -inf logits, and far beyond what low is needed for.
+        low[~np.isfinite(low)] = 0.0
+        return high, low
+
+    def _over_cap(self, x: Float64s) -> tuple[Float64s, Float64s]:
+        """Return |x| / cap and its rounding error."""
+        x = np.abs(x)
+        a = x / self._cap
+        if not self._keeps_error:
+            return a, np.zeros(())
+        error = remainder(x, a, self._cap) / self._cap
+        error[~np.isfinite(error)] = 0.0
+        return a, error
 
 
 class _Block:
@@ -193,16 +420,33 @@ class _Block:
     way a block of classes is copied before anything can be written over it.
     """
 
+    #: Set by `refer_to_largest`: every row's largest logit as given and where it first occurs;
+    #: whether it is not finite, so that there is no softmax; and m, z of it (NaN there).
+    largest: Float64s
+    first: Columns
+    without_result: Bools
+    m: tuple[Float64s, Float64s]
+
     def __init__(
-        self, logits: NDArray[np.floating], rows: Rows, stopped: Callable[[], bool]
+        self,
+        logits: NDArray[np.floating],
+        soft_targets: NDArray[np.floating] | None,
+        rows: Rows,
+        scaling: _Scaling,
+        stopped: Callable[[], bool],
     ) -> None:
         self.rows = rows
+        self.n = rows[0].stop - rows[0].start if isinstance(rows[0], slice) else rows[0].size
         self._logits = logits
+        self._soft_targets = soft_targets
+        self._scaling = scaling
         self._stopped = stopped
         self._n_classes = logits.shape[-1]
         self._one_block = self._n_classes <= BLOCK
-        self._z: Float64s | None = None
-        self._e: Float64s | None = None
+        self._x: Float64s | None = None
+        self._t: Float64s | None = None
+        self._shifted: tuple[Float64s, Float64s] | None = None
+        self._reference: Pair
 
     def walk(self) -> Iterator[slice]:
         """Yield the blocks of classes, in order; asks for an early end before each."""
@@ -213,109 +457,110 @@ class _Block:
 
     def read(self, classes: slice) -> Float64s:
         """Return a C-contiguous float64 copy of the logits, rows x classes."""
-        if self._z is not None:
-            return self._z
-        z = np.array(self._logits[(*self.rows, classes)], dtype=np.float64, order="C")
+        if self._x is not None:
+            return self._x
+        x = np.array(self._logits[(*self.rows, classes)], dtype=np.float64, order="C")
         if self._one_block:
-            self._z = z
-        return z
+            self._x = x
+        return x
 
-    def exp_shifted(self, classes: slice, m: Float64s) -> Float64s:
-        """Return exp(z - m), the caller's to overwrite after its last use.
+    def soft(self, classes: slice) -> Float64s:
+        """Return a C-contiguous float64 copy of the soft targets, with no -0."""
+        if self._t is not None:
+            return self._t
+        assert self._soft_targets is not None
+        t = np.array(self._soft_targets[(*self.rows, classes)], dtype=np.float64, order="C")
+        t += 0.0
+        if self._one_block:
+            self._t = t
+        return t
 
-        For float64 logits z - m is rounded by up to 2**-44 where it matters (above exp's
-        underflow), 256 times the precision of the result. The rounding error is itself a float64
-        number (Knuth's two-sum), and exp(d + error) = exp(d) + exp(d) * error to all digits.
-        For float32 logits it stays far below their precision.
+    def at(self, columns: Columns) -> Float64s:
+        """Return one logit of each row."""
+        if isinstance(self.rows[0], slice):
+            found = self._logits[self.rows[0]][np.arange(self.n), columns]
+        else:
+            found = self._logits[(*self.rows, columns)]
+        return found.astype(np.float64)
+
+    def shifted(self, classes: slice) -> tuple[Float64s, Float64s]:
+        """Return z - m and exp(z - m), both the caller's to overwrite after their last use.
+
+        The part of z - m that rounding left is itself a float64 number, and
+        exp(d + error) = exp(d) + exp(d) * error to all digits.
         """
-        if self._e is not None:
-            return self._e
-        z = self.read(classes)
-        d = z - m[:, None]
+        if self._shifted is not None:
+            return self._shifted
+        d, error = self._scaling.minus(self.read(classes), self._reference)
         e = np.exp(d)
-        if self._logits.dtype.itemsize == 8:
-            minus_m = d - z
-            error = (z - (d - minus_m)) - (m[:, None] + minus_m)
-            # inf - inf, at -inf logits and where z - m overflows: e is 0 there.
-            error[np.isnan(error)] = 0.0
+        if error is not None:
             error *= e
             e += error
         if self._one_block:
-            self._e = e
-        return e
+            self._shifted = d, e
+        return d, e
 
-    def largest(self) -> tuple[Float64s, NDArray[np.intp]]:
-        """Return every row's largest logit (NaN if it holds one) and where it first occurs."""
+    def refer_to_largest(self) -> None:
+        """Find the largest logits (NaN where a row holds one): largest z too, as both grow."""
         parts = []
         places = []
         for classes in self.walk():
-            z = self.read(classes)
-            place = z.argmax(axis=1)  # of a NaN, if there is one
-            parts.append(z[np.arange(len(z)), place])
+            x = self.read(classes)
+            place = x.argmax(axis=1)  # of a NaN, if there is one
+            parts.append(x[np.arange(len(x)), place])
             places.append(place + classes.start)
         block = np.argmax(parts, axis=0)
         row = np.arange(block.size)
-        return np.asarray(parts)[block, row], np.asarray(places)[block, row]
+        self.largest, self.first = np.asarray(parts)[block, row], np.asarray(places)[block, row]
+        self.without_result = ~np.isfinite(self.largest)
+        high, low = self._scaling.capped(np.where(self.without_result, np.nan, self.largest))
+        self._reference = high[:, None], None if low is None else low[:, None]
+        self.m = self._scaling.over_temperature(high, np.zeros(self.n) if low is None else low)
 
-    def sums(self, m: Float64s, apart: NDArray[np.intp]) -> tuple[Float64s, Float64s, Float64s]:
-        """Return S' (all classes but `apart`), and e and z of the class set apart."""
-        parts = []
-        e_apart = np.empty(m.size)
-        z_apart = np.empty(m.size)
+    def reduce(self, *wanted: _Apart | _Sum) -> None:
+        """Walk the classes once, for everything that is wanted."""
         for classes in self.walk():
-            z = self.read(classes)
-            e = self.exp_shifted(classes, m)
-            here, column = _inside(apart, classes)
-            z_apart[here] = z[here, column]
-            e_apart[here] = e[here, column]
-            terms = e.copy()
-            terms[here, column] = 0.0
-            parts.append(_sum(terms))
-        return _sum(np.stack(parts, axis=1)), e_apart, z_apart
+            d, e = self.shifted(classes)
+            for each in wanted:
+                each.add(classes, d, e)
 
 
-def _inside(columns: NDArray[np.intp], classes: slice) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+class _Apart:
+    """S', the sum of e over the classes but one of each row, and the e and z - m of that one."""
+
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
+        self._parts: list[Float64s] = []
+        self.e = np.empty(columns.size)
+        self.d = np.empty(columns.size)
+
+    def add(self, classes: slice, d: Float64s, e: Float64s) -> None:
+        here, column = _inside(self._columns, classes)
+        self.d[here] = d[here, column]
+        self.e[here] = e[here, column]
+        terms = e.copy()
+        terms[here, column] = 0.0
+        self._parts.append(sums(terms))
+
+    def other(self) -> Float64s:
+        return sums(np.stack(self._parts, axis=1))
+
+
+class _Sum:
+    """The sum over the classes of what `terms` makes of z - m and e; that is overwritten."""
+
+    def __init__(self, terms: Callable[[slice, Float64s, Float64s], Float64s]) -> None:
+        self._terms = terms
+        self._parts: list[Float64s] = []
+
+    def add(self, classes: slice, d: Float64s, e: Float64s) -> None:
+        self._parts.append(sums(self._terms(classes, d, e)))
+
+    def total(self) -> Float64s:
+        return sums(np.stack(self._parts, axis=1))
+
+
+def _inside(columns: Columns, classes: slice) -> tuple[Columns, Columns]:
     """Return the rows whose column lies in `classes`, and that column counted from its start."""
     here = np.flatnonzero((columns >= classes.start) & (columns < classes.stop))
     return here, columns[here] - classes.start
-
-
-def _sum(terms: Float64s) -> Float64s:
-    """Sum over the last axis of a 2-D array of numbers >= 0, which is overwritten.
-
-    Each term is cut in two at the same power of two (Rump's extraction), chosen so that the high
-    parts add up without rounding, in whatever order `np.sum` likes for the array's shape. What the
-    low parts' sum rounds is far below the result, but must not depend on the shape either: they
-    are added as a tree of halves, element by element. Plainly, a term near 1 would meet a rounding
-    at each of 16 levels, and the sum would be 2 to 4 eps off.
-    """
-    n = terms.shape[1]
-    _, exponent = np.frexp(terms.max(axis=1))
-    cut = np.ldexp(1.0, exponent + n.bit_length())[:, None]  # > the sum
-    high = terms + cut
-    high -= cut
-    low = terms
-    low -= high
-    while n > 1:
-        kept = (n + 1) // 2
-        low[:, : n - kept] += low[:, kept:n]
-        n = kept
-    return np.asarray(high.sum(axis=1) + low[:, 0])
-
-
-def _add_log(m: Float64s, total: Float64s) -> Float64s:
-    """Return m + log(total), also where the two nearly cancel.
-
-    log(total) as one number is rounded at its own size (2**-50 for 14, the log of a million); at
-    lse near 0 that would stand. With total = f 2**n, n ln2 is exact in two parts, m + n ln2 keeps
-    its rounding error, and log f, within ln(2)/2 of 0, is rounded below 2**-54.
-    """
-    f, n = np.frexp(total)
-    below = f < np.sqrt(0.5)
-    f = np.where(below, 2 * f, f)
-    n = np.where(below, n - 1, n)
-    n_ln2 = n * LN2_HIGH
-    high = m + n_ln2
-    from_n = high - m
-    error = (m - (high - from_n)) + (n_ln2 - from_n)
-    return high + (error + (n * LN2_LOW + np.log(f)))

@@ -1,0 +1,162 @@
+# ---- other layouts -------------------------------------------------------------------------------
+
+cdef bint are_neighbours(char** p, int64_t count, int64_t step) noexcept nogil:
+    cdef int64_t j
+    for j in range(1, count):
+        if p[j] - p[j - 1] != step:
+            return False
+    return True
+
+
+cdef void load_block(const sx_matrix* matrix, const char* p, int64_t length,
+                            real* to) noexcept nogil:
+    # Consecutive classes of one row, as real.
+    cdef int64_t k
+    if matrix.direct == SX_IN_PLACE:
+        for k in range(length):
+            to[k] = (<const real*>p)[k]
+        return
+    if real is float:
+        if matrix.direct == SX_SIXTEEN:
+            sx_widen(<const uint16_t*>p, matrix.rows.type & SX_TYPE_BRAIN != 0, length, to)
+            return
+    for k in range(length):
+        to[k] = <real>sx_load_real(p + k * matrix.class_stride, matrix.rows.type)
+
+
+cdef void store_block(const sx_matrix* matrix, char* p, int64_t length,
+                             const real* given) noexcept nogil:
+    cdef int64_t k
+    if matrix.direct == SX_IN_PLACE:
+        for k in range(length):
+            (<real*>p)[k] = given[k]
+        return
+    if real is float:
+        if matrix.direct == SX_SIXTEEN:
+            sx_narrow(given, matrix.rows.type & SX_TYPE_BRAIN != 0, length, <uint16_t*>p)
+            return
+    for k in range(length):
+        sx_store_real(p + k * matrix.class_stride, matrix.rows.type, given[k])
+
+
+cdef void gather(const sx_matrix* matrix, char** rows, int64_t count, int64_t k0, int64_t length,
+                 int64_t row_pitch, int64_t class_pitch, real* tile) noexcept nogil:
+    # Classes k0 .. k0 + length of some rows: class k0 + k of row j to j row_pitch + k class_pitch.
+    cdef int64_t j, k, stride = matrix.class_stride
+    cdef real block[SMALL]
+    cdef const real* p
+    if matrix.direct == SX_STRIDED and are_neighbours(rows, count, sizeof(real)):
+        for k in range(length):
+            p = <const real*>(rows[0] + (k0 + k) * stride)
+            for j in range(count):
+                tile[j * row_pitch + k * class_pitch] = p[j]
+        return
+    for j in range(count):
+        if class_pitch == 1:
+            load_block(matrix, rows[j] + k0 * stride, length, tile + j * row_pitch)
+        elif matrix.direct == SX_IN_PLACE:
+            p = <const real*>(rows[j] + k0 * stride)
+            for k in range(length):
+                tile[j * row_pitch + k * class_pitch] = p[k]
+        else:
+            load_block(matrix, rows[j] + k0 * stride, length, block)    # length <= SMALL
+            for k in range(length):
+                tile[j * row_pitch + k * class_pitch] = block[k]
+
+
+cdef void scatter(const sx_matrix* matrix, char** rows, int64_t count, int64_t k0, int64_t length,
+                  int64_t row_pitch, int64_t class_pitch, const real* tile) noexcept nogil:
+    # The way back.
+    cdef int64_t j, k, stride = matrix.class_stride
+    cdef real block[SMALL]
+    cdef real* p
+    if matrix.direct == SX_STRIDED and are_neighbours(rows, count, sizeof(real)):
+        for k in range(length):
+            p = <real*>(rows[0] + (k0 + k) * stride)
+            for j in range(count):
+                p[j] = tile[j * row_pitch + k * class_pitch]
+        return
+    for j in range(count):
+        if class_pitch == 1:
+            store_block(matrix, rows[j] + k0 * stride, length, tile + j * row_pitch)
+        elif matrix.direct == SX_IN_PLACE:
+            p = <real*>(rows[j] + k0 * stride)
+            for k in range(length):
+                p[k] = tile[j * row_pitch + k * class_pitch]
+        else:
+            for k in range(length):
+                block[k] = tile[j * row_pitch + k * class_pitch]
+            store_block(matrix, rows[j] + k0 * stride, length, <const real*>block)
+
+
+# ---- a block on its way ---------------------------------------------------------------------------
+
+cdef void cap(const sx_call* call, const sx_scale* half, const real* x, int64_t length,
+                     real* z, real* slope) noexcept nogil:
+    # z may be x.
+    cdef int64_t i
+    for i in range(length):
+        if real is float:
+            z[i] = sx_softcap_f32(x[i], call.softcap, half, &slope[i])
+        else:
+            z[i] = sx_softcap_f64(x[i], call.softcap, half, &slope[i])
+
+
+cdef inline const real* row_block(const sx_call* call, Rows* rows, int64_t j, int64_t k0,
+                                  int64_t length, real* room) noexcept nogil:
+    cdef const char* p = rows.z[j] + k0 * call.logits.class_stride
+    if call.logits.direct == SX_IN_PLACE:
+        return <const real*>p
+    if rows.lane[j] == FAST:
+        load_block(&call.logits, p, length, room)
+    return room
+
+
+cdef inline const real* soft_block(const sx_call* call, Rows* rows, int64_t j, int64_t k0,
+                                   int64_t length, real* room) noexcept nogil:
+    # The row's probabilities, where they are or brought near; NULL: none.
+    cdef const char* p
+    if call.soft.rows.data == NULL or rows.lane[j] != FAST:
+        return NULL
+    p = rows.t[j] + k0 * call.soft.class_stride
+    if call.soft.direct == SX_IN_PLACE:
+        return <const real*>p
+    load_block(&call.soft, p, length, room)
+    return room
+
+
+cdef void reduce_given(const sx_call* call, Rows* rows, int64_t j, const real* x,
+                              const real* t, int64_t k0, int64_t length, const scaling* scale,
+                              const sx_scale* half, char* room) noexcept nogil:
+    # A block of the logits as they are given.
+    cdef real* z = <real*>(room + ROOM_CAPPED)
+    if rows.lane[j] != FAST:
+        return
+    if call.softcap != 0.0:
+        cap(call, half, x, length, z, <real*>(room + ROOM_SLOPE))
+        x = z
+    reduce_block(call, rows, j, x, t, k0, length, scale, room)
+
+
+cdef void map_given(const sx_call* call, Rows* rows, int64_t j, const real* x, const real* t,
+                           real* out, int64_t k0, int64_t length, const scaling* scale,
+                           const sx_scale* half, char* room) noexcept nogil:
+    cdef real* z = <real*>(room + ROOM_CAPPED)
+    cdef real* slope = <real*>(room + ROOM_SLOPE)
+    cdef int64_t i
+    if rows.lane[j] != FAST:
+        return
+    if call.softcap != 0.0:
+        cap(call, half, x, length, z, slope)
+        x = z
+    if call.op == LOG_SOFTMAX:
+        map_log(rows, j, x, out, length, scale)
+    elif t != NULL or call.smoothing > 0.0:
+        map_mixed(call, rows, j, x, t, out, k0, length, scale, room)
+    else:
+        map_run(rows, j, x, out, length, scale)
+    if call.softcap != 0.0:
+        for i in range(length):
+            out[i] *= slope[i]
+
+

@@ -1,0 +1,195 @@
+# ---- head ----------------------------------------------------------------------------------------
+#
+# Loops over the rows of a group without a branch, so that they are compiled to vectors. A row
+# without a result (NaN in a sum) stays NaN: sx_log alone would not see to that.
+
+cdef inline double or_nan(double value, double total) noexcept nogil:
+    return value if total < INFINITY else NAN
+
+
+cdef inline double exp_at(double z, double n, const scaling* scale) noexcept nogil:
+    # exp(z) 2^-n in float64.
+    cdef double k, low
+    power_of(n, &k, &low, scale)
+    return exp_of(z, k, low, scale)
+
+
+cdef inline double summed(double total, double carry) noexcept nogil:
+    # A sum that overflowed has no carry to speak of.
+    return total + carry if fabs(total) < INFINITY else total
+
+
+cdef inline double surprise(double e_y, double others, double total, double to_target) noexcept nogil:
+    # -log p of the target: log1p(S'/e_y) where it leads, else log S - (z_y - r).
+    cdef double f, k
+    sx_split_log1p_or_log(e_y >= others, others / e_y, total, &f, &k)
+    return sx_log_reduced(f, k) - (0.0 if e_y >= others else to_target)
+
+
+cdef inline double half_way(double z, double high, double low, const scaling* scale) noexcept nogil:
+    # z - (high + low), divided by the temperature. Of large numbers in halves, for the difference
+    # may overflow where the quotient does not.
+    if scaling is sx_unit:
+        return (z - high) - low
+    else:
+        return ((0.5 * z - 0.5 * high) - 0.5 * low) * (2.0 * scale.inverse)
+
+
+cdef void head_cross_entropy(Rows* rows, const scaling* scale) noexcept nogil:
+    cdef double e_y, others, total, high, low
+    cdef int64_t j
+    for j in range(GROUP):
+        e_y = exp_at(rows.z_y[j] - rows.moved[j], rows.n[j], scale)
+        others = (rows.rest[j] + rows.carry[j]) + rows.e_top[j]
+        total = others + e_y
+        low = reference_low(rows.n[j], &high, scale)
+        high = high + rows.moved[j]          # one of the two is 0
+        low = half_way(rows.z_y[j], high, low, scale)
+        rows.value[j] = or_nan(surprise(e_y, others, total, low), total)
+        rows.a[j] = rows.w[j] / total
+        # p_y - 1 would cancel; 0 - 0 is +0.
+        rows.apart[j] = 0.0 - times(others / total, rows.w[j])
+
+
+cdef void head_mixed(const sx_call* call, Rows* rows, const scaling* scale) noexcept nogil:
+    # Probabilities, smoothing, z-loss: with target masses of sum A, of it `hard` on the class y,
+    #   loss = hard (-log p_y) + (A - hard)(-log p_top) + sum of masses (top - z) + lambda lse^2,
+    # all terms >= 0.
+    cdef double e_y, e_top, apart, beside, others, total, high, low, lse, mass, gap, value, f, k
+    cdef double more, hard
+    cdef double inverse = inverse_of(scale), narrow = 1.0 / call.class_unit
+    cdef double keep = 1.0 - call.smoothing, spread = call.smoothing / call.n_classes
+    cdef double spread_mass = call.smoothing * (call.class_weight_mean * narrow)
+    cdef double z_loss = call.z_loss * narrow
+    cdef bint has_classes = call.soft.rows.data == NULL, single = call.n_classes == 1
+    cdef int64_t j
+    for j in range(GROUP):
+        e_y = exp_at(rows.z_y[j] - rows.moved[j], rows.n[j], scale)
+        e_y = e_y if has_classes else 0.0
+        apart = rows.rest[j] + rows.carry[j]
+        others = apart + rows.e_top[j]
+        total = others + e_y
+        e_top = e_y if has_classes and rows.k_top[j] == rows.y[j] else rows.e_top[j]
+        beside = apart if has_classes and rows.k_top[j] == rows.y[j] else apart + e_y
+        low = reference_low(rows.n[j], &high, scale)
+        high = high + rows.moved[j]
+        low = half_way(rows.z_y[j], high, low, scale)
+        f = sx_split_log(total, &k)
+        lse = rows.moved[j] * inverse + sx_log_reduced(f, k + rows.n[j])
+        mass = keep * summed(rows.soft.mass[j], rows.soft.mass_carry[j]) + spread_mass
+        gap = (keep * summed(rows.soft.gap[j], rows.soft.gap_carry[j])
+               + spread * summed(rows.flat.gap[j], rows.flat.gap_carry[j])) * inverse
+        gap = gap * rows.gap_unit[j]
+        value = surprise(e_y, others, total, low)
+        value = rows.hard[j] * value if rows.hard[j] > 0.0 else 0.0
+        value = (value + mass * sx_log1p_any(beside / e_top)) + gap
+        value = value + (z_loss * lse * lse if z_loss > 0.0 else 0.0)
+        value = INFINITY if rows.impossible[j] > 0.0 else value
+        rows.value[j] = or_nan(value, total)
+        more = 2.0 * (z_loss * lse if z_loss > 0.0 else 0.0)
+        # A single class: p = 1, and what is left of A p - A is nothing.
+        mass = 0.0 if single else mass
+        hard = 0.0 if single else rows.hard[j]
+        more = mass + more
+        rows.a[j] = times(hard + more, rows.w[j]) / total
+        rows.b[j] = 0.0 if single else 0.0 - rows.w[j] * keep
+        rows.c[j] = 0.0 if single else 0.0 - rows.w[j] * spread
+        rows.apart[j] = ((0.0 - times(hard * (others / total), rows.w[j]))
+                         + times(e_y / total, more * rows.w[j]))
+
+
+cdef void head_entropy(Rows* rows, const scaling* scale) noexcept nogil:
+    # log S - (top - r) + sum of p (top - z).
+    cdef double apart, total
+    cdef int64_t j
+    for j in range(GROUP):
+        apart = rows.rest[j] + rows.carry[j]
+        total = apart + rows.e_top[j]
+        rows.value[j] = or_nan(
+            sx_log1p_any(apart / rows.e_top[j])
+            + summed(rows.mix[j], rows.mix_carry[j]) / MIX_UNIT / total * inverse_of(scale), total)
+
+
+cdef void head_piece(Rows* rows, const scaling* scale) noexcept nogil:
+    # logsumexp, softmax and log_softmax.
+    cdef double others, total, high, low, f, k
+    cdef int64_t j
+    for j in range(GROUP):
+        others = rows.rest[j] + rows.carry[j]
+        total = others + rows.e_top[j]
+        f = sx_split_log(total, &k)
+        low = reference_low(rows.n[j], &high, scale)
+        rows.high[j] = high + rows.moved[j]
+        rows.low[j] = low * inverse_of(scale) + or_nan(sx_log_reduced(f, k), total)
+        # Not high + low: near 0 they cancel. S 2^n has one exponent, S's and n.
+        rows.value[j] = rows.moved[j] * inverse_of(scale) + or_nan(sx_log_reduced(f, k + rows.n[j]), total)
+        rows.a[j] = 1.0 / total
+        rows.apart[j] = others / rows.e_top[j]
+
+
+cdef void finish_apart(const sx_call* call, Rows* rows) noexcept nogil:
+    # The target's entry: what smoothing adds, and the softcap's slope.
+    cdef int64_t j
+    cdef double v, slope
+    for j in range(rows.count):
+        if rows.y[j] < 0:
+            continue
+        if call.smoothing > 0.0:
+            v = call.class_weight[rows.y[j]] / call.class_unit if call.class_weight != NULL else 1.0
+            rows.apart[j] += times(v, rows.c[j])
+        if call.softcap != 0.0:
+            capped(call, sx_load_real(rows.z[j] + rows.y[j] * call.logits.class_stride,
+                                      call.logits.rows.type), &slope)
+            rows.apart[j] *= slope
+
+
+cdef void head(const sx_call* call, Rows* rows, int64_t first,
+               const scaling* scale) noexcept nogil:
+    # From the sums to the rows' values, and to the map's numbers.
+    cdef int64_t j
+    if call.op == CROSS_ENTROPY:
+        if is_plain(call):
+            head_cross_entropy(rows, scale)
+        else:
+            head_mixed(call, rows, scale)
+        if call.out_map.rows.data != NULL and (call.smoothing > 0.0 or call.softcap != 0.0):
+            finish_apart(call, rows)
+    elif call.op == ENTROPY:
+        head_entropy(rows, scale)
+    else:
+        head_piece(rows, scale)
+    # A weighted loss below the smallest normal number is nobody's subnormal probability.
+    sx_float_subnormals(True)
+    for j in range(rows.count):
+        if rows.lane[j] == SKIPPED:
+            rows.value[j] = 0.0
+            rows.a[j] = 0.0
+        elif rows.lane[j] == POISONED:
+            rows.value[j] = NAN
+            rows.a[j] = NAN
+        elif call.op == LOGSUMEXP and rows.lane[j] == SLOW and rows.rest[j] != rows.rest[j]:
+            rows.value[j] = rows.no_result[j]
+        if call.out_rows == NULL:
+            continue
+        if call.out_rows_is_double:
+            (<double*>call.out_rows)[first + j] = rows.weight[j] * rows.value[j]
+        else:
+            (<float*>call.out_rows)[first + j] = <float>(rows.weight[j] * rows.value[j])
+    sx_float_subnormals(False)
+
+
+cdef int finish_reduce(const sx_call* call, Rows* rows, int64_t first, real* unused,
+                       const scaling* scale, sx_control* control) noexcept nogil:
+    # Rows for the slow lane, then every row's head.
+    cdef int64_t j
+    cdef double limit = limit_of(unused, scale)
+    for j in range(rows.count):
+        if rows.lane[j] == FAST and not fabs(rows.top[j]) <= limit:
+            rows.lane[j] = SLOW
+        if rows.lane[j] == FAST and not is_plain(call) and not (rows.soft.gap[j] < INFINITY
+                                                               and rows.flat.gap[j] < INFINITY):
+            rows.lane[j] = SLOW    # overflow, of float64 logits
+        if rows.lane[j] == SLOW and reduce_slow(call, rows, j, scale, control):
+            return SX_STOPPED
+    head(call, rows, first, scale)
+    return 0

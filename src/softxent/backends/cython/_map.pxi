@@ -1,0 +1,202 @@
+# ---- map -----------------------------------------------------------------------------------------
+
+cdef inline bint is_narrow(double factor) noexcept nogil:
+    return NARROW_LEAST <= fabs(factor) <= NARROW_MOST or factor == 0.0
+
+
+cdef inline real widely(real e, double factor) noexcept nogil:
+    return <real>times(e, factor)
+
+
+cdef inline void map_run(Rows* rows, int64_t j, const real* x, real* out, int64_t length,
+                         const scaling* scale) noexcept nogil:
+    # Gradient or softmax of consecutive classes; x and out are the same memory or apart.
+    cdef real k, low, a = <real>rows.a[j]
+    cdef int64_t i
+    power_of(rows.n[j], &k, &low, scale)
+    if not is_narrow(rows.a[j]):
+        for i in range(length):
+            out[i] = widely(exp_of(x[i], k, low, scale), rows.a[j])
+        return
+    # Two loops, for a compiler that cannot know `the same or apart` runs a scalar one.
+    if x == out:
+        for i in range(length):
+            out[i] = fma_of(exp_of(out[i], k, low, scale), a, <real>0.0)
+    else:
+        for i in range(length):
+            out[i] = fma_of(exp_of(x[i], k, low, scale), a, <real>0.0)
+
+
+cdef inline void map_log(Rows* rows, int64_t j, const real* x, real* out, int64_t length,
+                         const scaling* scale) noexcept nogil:
+    cdef double high = rows.high[j], low = rows.low[j], inverse = inverse_of(scale)
+    cdef int64_t i
+    if x == out:
+        for i in range(length):
+            out[i] = <real>((<double>out[i] - high) * inverse - low)
+    else:
+        for i in range(length):
+            out[i] = <real>((<double>x[i] - high) * inverse - low)
+
+
+cdef inline bint is_wide(const sx_call* call, Rows* rows, int64_t j) noexcept nogil:
+    # Whether a factor of the row's map needs float64.
+    return not (is_narrow(rows.a[j])
+                and (call.soft.rows.data == NULL or is_narrow(rows.b[j]))
+                and (call.smoothing == 0.0 or is_narrow(rows.c[j])))
+
+
+cdef double beside(const sx_call* call, Rows* rows, int64_t j, double t,
+                          int64_t k) noexcept nogil:
+    # b u + c v of one class, in float64.
+    cdef double sum = 0.0, v = 1.0
+    if call.class_weight != NULL:
+        v = call.class_weight[k] / call.class_unit
+    if call.soft.rows.data != NULL:
+        sum = times(t * v, rows.b[j])
+    if call.smoothing > 0.0:
+        sum += times(v, rows.c[j])
+    return sum
+
+
+cdef void map_mixed(const sx_call* call, Rows* rows, int64_t j, const real* x, const real* t,
+                           real* out, int64_t k0, int64_t length, const scaling* scale,
+                           char* room) noexcept nogil:
+    # The gradient where probabilities or smoothing are in it: e a + b u + c v.
+    cdef const real* v = <const real*>call.class_weight_real
+    cdef const real* u
+    cdef real b = <real>rows.b[j], c = <real>rows.c[j], k, low
+    cdef int64_t i
+    if is_wide(call, rows, j):
+        power_of(rows.n[j], &k, &low, scale)
+        for i in range(length):
+            out[i] = <real>(times(exp_of(x[i], k, low, scale), rows.a[j])
+                            + beside(call, rows, j, t[i] if t != NULL else <real>0.0, k0 + i))
+        return
+    map_run(rows, j, x, out, length, scale)
+    if t != NULL:
+        u = weighted(call, t, k0, length, <real*>(room + ROOM_MASS))
+        for i in range(length):
+            out[i] = fma_of(u[i], b, out[i])
+    if call.smoothing > 0.0:
+        if v == NULL:
+            for i in range(length):
+                out[i] += c
+        else:
+            for i in range(length):
+                out[i] = fma_of(v[k0 + i], c, out[i])
+
+
+cdef void map_columns_mixed(const sx_call* call, Rows* rows, const real* t,
+                            real* e) noexcept nogil:
+    cdef real a[GROUP]
+    cdef real b[GROUP]
+    cdef real c[GROUP]
+    cdef const real* v = <const real*>call.class_weight_real
+    cdef real weight
+    cdef int64_t i, j, classes = call.n_classes
+    for j in range(GROUP):
+        a[j] = <real>rows.a[j]
+        b[j] = <real>rows.b[j]
+        c[j] = <real>rows.c[j]
+        if j < rows.count and is_wide(call, rows, j):
+            for i in range(classes):
+                e[i * GROUP + j] = <real>(
+                    times(e[i * GROUP + j], rows.a[j])
+                    + beside(call, rows, j, t[i * GROUP + j] if t != NULL else <real>0.0, i))
+            a[j] = 1.0
+            b[j] = 0.0
+            c[j] = 0.0
+    for i in range(classes):
+        weight = v[i] if v != NULL else <real>1.0
+        for j in range(GROUP):
+            e[i * GROUP + j] = fma_of(e[i * GROUP + j], a[j], <real>0.0)
+        if t != NULL:
+            for j in range(GROUP):
+                e[i * GROUP + j] = fma_of(t[i * GROUP + j] * weight, b[j], e[i * GROUP + j])
+        if call.smoothing > 0.0:
+            for j in range(GROUP):
+                e[i * GROUP + j] = fma_of(weight, c[j], e[i * GROUP + j])
+
+
+cdef void map_columns(const sx_call* call, Rows* rows, const real* x, const real* t, real* e,
+                      const scaling* scale) noexcept nogil:
+    # C <= 64: from kept e (log_softmax: from x) to the result, in e; the target's entry with it.
+    # t: the probabilities, or NULL.
+    cdef real a[GROUP]
+    cdef real apart[GROUP]
+    cdef real targets[GROUP]
+    cdef real value
+    cdef double inverse = inverse_of(scale)
+    cdef int64_t i, j, classes = call.n_classes
+    cdef bint mixed = call.op == CROSS_ENTROPY and not is_plain(call)
+    if call.op == LOG_SOFTMAX:
+        for i in range(classes):
+            for j in range(GROUP):
+                e[i * GROUP + j] = <real>((<double>x[i * GROUP + j] - rows.high[j]) * inverse
+                                          - rows.low[j])
+        return
+    for j in range(GROUP):
+        a[j] = <real>rows.a[j]
+        if j < rows.count and not is_narrow(rows.a[j]) and not mixed:
+            for i in range(classes):
+                e[i * GROUP + j] = widely(e[i * GROUP + j], rows.a[j])
+            a[j] = 1.0
+        apart[j] = <real>rows.apart[j]
+        targets[j] = <real>rows.y[j]      # -1 in a softmax: no such class
+    if mixed:
+        map_columns_mixed(call, rows, t, e)
+        for j in range(GROUP):
+            a[j] = 1.0
+    if classes == 1 and call.op == SOFTMAX:
+        for j in range(GROUP):
+            e[j] = <real>1.0 if rows.a[j] == rows.a[j] else <real>NAN    # exactly
+        return
+    for i in range(classes):
+        for j in range(GROUP):
+            value = fma_of(e[i * GROUP + j], a[j], <real>0.0)
+            e[i * GROUP + j] = apart[j] if targets[j] == <real>i else value
+
+
+cdef int map_slow(const sx_call* call, Rows* rows, int64_t j, char* g, int64_t g_stride,
+                  int64_t g_kind, const scaling* scale, sx_control* control) noexcept nogil:
+    # A whole row that is not FAST; the logits and g may be the same memory.
+    cdef int64_t k
+    cdef double value, slope, t = 0.0, power_k, power_low
+    cdef bint mixed = call.op == CROSS_ENTROPY and not is_plain(call)
+    power_of(rows.n[j], &power_k, &power_low, scale)
+    for k in range(call.n_classes):
+        if rows.lane[j] == SKIPPED:
+            value = 0.0
+        elif rows.lane[j] == POISONED:
+            value = NAN
+        else:
+            value = capped(call, sx_load_real(rows.z[j] + k * call.logits.class_stride,
+                                              call.logits.rows.type), &slope)
+            if call.op == LOG_SOFTMAX:
+                value = half_way(value, rows.high[j], 0.0, scale) - rows.low[j]
+            else:
+                value = times(exp_of(value - rows.moved[j], power_k, power_low, scale), rows.a[j])
+            if mixed:
+                if call.soft.rows.data != NULL:
+                    t = sx_load_real(rows.t[j] + k * call.soft.class_stride, call.soft.rows.type)
+                value += beside(call, rows, j, t, k)
+            value *= slope
+        sx_store_real(g + k * g_stride, g_kind, value)
+        if (k & 65535) == 65535 and sx_tick(control, 65536):
+            return SX_STOPPED
+    return 0
+
+
+cdef void map_apart(const sx_call* call, Rows* rows, int64_t j, char* g, int64_t stride,
+                           int64_t kind) noexcept nogil:
+    # The entry that does not come from the map, stored last.
+    if call.op == CROSS_ENTROPY:
+        if rows.y[j] >= 0:
+            sx_store_real(g + rows.y[j] * stride, kind, rows.apart[j])
+    elif call.op == LOG_SOFTMAX and rows.apart[j] < 0.9:
+        # log p of a leader: (z - r) - log S would cancel. Ties of the largest are below 1/2 each,
+        # and keep the bits that the map gave them.
+        sx_store_real(g + rows.k_top[j] * stride, kind, 0.0 - sx_log1p(rows.apart[j]))
+
+

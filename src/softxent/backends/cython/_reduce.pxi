@@ -1,0 +1,624 @@
+# ---- reduce: C > 64 ------------------------------------------------------------------------------
+
+# Folds of 64 lanes, 32, 16, 8, 4, 2, 1 apart; lengths written out, for loops of a known length
+# become vectors.
+
+cdef inline real larger(real a, real b) noexcept nogil:
+    return b if b > a else a
+
+
+cdef inline real fold_top(real* lanes) noexcept nogil:
+    cdef int j
+    for j in range(32):
+        lanes[j] = larger(lanes[j], lanes[j + 32])
+    for j in range(16):
+        lanes[j] = larger(lanes[j], lanes[j + 16])
+    for j in range(8):
+        lanes[j] = larger(lanes[j], lanes[j + 8])
+    for j in range(4):
+        lanes[j] = larger(lanes[j], lanes[j + 4])
+    return larger(larger(lanes[0], lanes[2]), larger(lanes[1], lanes[3]))
+
+
+cdef inline double fold_sum(double* lanes) noexcept nogil:
+    cdef int j
+    for j in range(32):
+        lanes[j] += lanes[j + 32]
+    for j in range(16):
+        lanes[j] += lanes[j + 16]
+    for j in range(8):
+        lanes[j] += lanes[j + 8]
+    for j in range(4):
+        lanes[j] += lanes[j + 4]
+    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
+
+
+cdef inline real block_top(const real* x, int64_t length) noexcept nogil:
+    cdef real lanes[LANES]
+    cdef real a
+    cdef int64_t i, j
+    for j in range(LANES):
+        lanes[j] = -INFINITY
+    i = 0
+    while i + STRIPE <= length:
+        for j in range(LANES):
+            a = larger(larger(lanes[j], x[i + j]), x[i + LANES + j])
+            lanes[j] = larger(larger(a, x[i + 2 * LANES + j]), x[i + 3 * LANES + j])
+        i += STRIPE
+    while i + LANES <= length:
+        for j in range(LANES):
+            lanes[j] = larger(lanes[j], x[i + j])
+        i += LANES
+    for j in range(length - i):
+        lanes[j] = larger(lanes[j], x[i + j])
+    return fold_top(lanes)
+
+
+cdef inline int64_t first_place(const real* x, int64_t length, real value) noexcept nogil:
+    cdef int64_t i = 0
+    cdef int j, at, place
+    while i < length:
+        place = LANES
+        for j in range(LANES if length - i > LANES else <int>(length - i)):
+            at = j if x[i + j] == value else LANES
+            place = at if at < place else place
+        if place < LANES:
+            return i + place
+        i += LANES
+    return 0
+
+
+cdef inline void add_stripe(const real* x0, const real* x1, const real* x2, const real* x3,
+                            real k, real low, const scaling* scale, double* lanes) noexcept nogil:
+    cdef int64_t j
+    for j in range(LANES):
+        lanes[j] += <double>(((exp_of(x0[j], k, low, scale) + exp_of(x1[j], k, low, scale))
+                              + exp_of(x2[j], k, low, scale)) + exp_of(x3[j], k, low, scale))
+
+
+cdef inline void add_short_stripe(const real** x, int64_t parts, real k, real low,
+                                  const scaling* scale, double* lanes) noexcept nogil:
+    # The same sums where fewer than four terms of a lane are left.
+    cdef real terms[LANES]
+    cdef int64_t i, j
+    cdef const real* part = x[0]
+    for j in range(LANES):
+        terms[j] = exp_of(part[j], k, low, scale)
+    for i in range(1, parts):
+        part = x[i]
+        for j in range(LANES):
+            terms[j] = terms[j] + exp_of(part[j], k, low, scale)
+    for j in range(LANES):
+        lanes[j] += <double>terms[j]
+
+
+cdef inline double block_rest(const real* x, int64_t length, int64_t skip_1, int64_t skip_2,
+                              real k, real low, const scaling* scale) noexcept nogil:
+    # Sum of e over a block but two places (-1: none). A part of 64 that holds such a place, or
+    # ends early, is read through a copy with -inf there: its e is +0, and adding +0 is exact.
+    cdef double lanes[LANES]
+    cdef real patched[4 * LANES]
+    cdef const real* parts[4]
+    cdef int64_t i, j, part, n_parts, start, stop
+    for j in range(LANES):
+        lanes[j] = 0.0
+    i = 0
+    while i < length:
+        n_parts = (length - i + LANES - 1) // LANES
+        if n_parts > 4:
+            n_parts = 4
+        for part in range(n_parts):
+            start = i + part * LANES
+            stop = start + LANES
+            parts[part] = x + start
+            if (start <= skip_1 < stop) or (start <= skip_2 < stop) or stop > length:
+                if stop > length:
+                    stop = length
+                for j in range(stop - start):
+                    patched[part * LANES + j] = x[start + j]
+                for j in range(stop - start, LANES):
+                    patched[part * LANES + j] = -INFINITY
+                if start <= skip_1 < stop:
+                    patched[part * LANES + skip_1 - start] = -INFINITY
+                if start <= skip_2 < stop:
+                    patched[part * LANES + skip_2 - start] = -INFINITY
+                parts[part] = &patched[part * LANES]
+        if n_parts == 4:
+            add_stripe(parts[0], parts[1], parts[2], parts[3], k, low, scale, lanes)
+        else:
+            add_short_stripe(parts, n_parts, k, low, scale, lanes)
+        i += STRIPE
+    return fold_sum(lanes)
+
+
+cdef inline void merge_block(Rows* rows, int64_t j, double n, double top, int64_t k_top,
+                             double e_top, double rest) noexcept nogil:
+    cdef double shift
+    if not top > rows.top[j]:
+        shift = sx_pow2(n - rows.n[j]) if top > -INFINITY else 1.0
+        sx_two_sum(&rows.rest[j], &rows.carry[j], rest * shift)
+        sx_two_sum(&rows.rest[j], &rows.carry[j], e_top * shift)
+        return
+    if rows.top[j] > -INFINITY:
+        shift = sx_pow2(rows.n[j] - n)
+        rows.rest[j] *= shift
+        rows.carry[j] *= shift
+        sx_two_sum(&rows.rest[j], &rows.carry[j], rows.e_top[j] * shift)
+    sx_two_sum(&rows.rest[j], &rows.carry[j], rest)
+    rows.n[j] = n
+    rows.top[j] = top
+    rows.k_top[j] = k_top
+    rows.e_top[j] = e_top
+
+
+# Of what stands beside the softmax: sums over a block in 64 lanes of float64.
+
+cdef double block_sum(const real* u, int64_t length) noexcept nogil:
+    cdef double lanes[LANES]
+    cdef int64_t i, j
+    for j in range(LANES):
+        lanes[j] = 0.0
+    i = 0
+    while i + LANES <= length:
+        for j in range(LANES):
+            lanes[j] += <double>u[i + j]
+        i += LANES
+    for j in range(length - i):
+        lanes[j] += <double>u[i + j]
+    return fold_sum(lanes)
+
+
+cdef inline double gap_of(real x, real top) noexcept nogil:
+    # A class of logit -inf has no part in it: has_impossible sees to those with target mass. The
+    # largest of subnormal logits was found with all of them read as 0.
+    cdef double gap = <double>(top - x)
+    return gap if 0.0 < gap < INFINITY else 0.0
+
+
+cdef double block_gap(const real* x, const real* u, int64_t length, real top) noexcept nogil:
+    # Sum of u (top - x); u NULL: of top - x.
+    cdef double lanes[LANES]
+    cdef int64_t i, j
+    for j in range(LANES):
+        lanes[j] = 0.0
+    i = 0
+    if u == NULL:
+        while i + LANES <= length:
+            for j in range(LANES):
+                lanes[j] += gap_of(x[i + j], top)
+            i += LANES
+        for j in range(length - i):
+            lanes[j] += gap_of(x[i + j], top)
+    else:
+        while i + LANES <= length:
+            for j in range(LANES):
+                lanes[j] += <double>u[i + j] * gap_of(x[i + j], top)
+            i += LANES
+        for j in range(length - i):
+            lanes[j] += <double>u[i + j] * gap_of(x[i + j], top)
+    return fold_sum(lanes)
+
+
+cdef double block_mix(const real* x, int64_t length, real top, real k, real low,
+                             const scaling* scale) noexcept nogil:
+    # Sum of e (top - x); k and low are those of the reference less MIX_POWER.
+    cdef double lanes[LANES]
+    cdef int64_t i, j
+    for j in range(LANES):
+        lanes[j] = 0.0
+    i = 0
+    while i + LANES <= length:
+        for j in range(LANES):
+            lanes[j] += <double>exp_of(x[i + j], k, low, scale) * gap_of(x[i + j], top)
+        i += LANES
+    for j in range(length - i):
+        lanes[j] += <double>exp_of(x[i + j], k, low, scale) * gap_of(x[i + j], top)
+    return fold_sum(lanes)
+
+
+cdef inline bint is_positive(real t) noexcept nogil:
+    if real is float:
+        return sx_is_positive_f32(t)
+    else:
+        return sx_is_positive_f64(t)
+
+
+cdef inline bint is_refused(real t) noexcept nogil:
+    if real is float:
+        return sx_is_refused_f32(t)
+    else:
+        return sx_is_refused_f64(t)
+
+
+cdef inline bint is_large(real t) noexcept nogil:
+    # Products with it could leave float32.
+    if real is float:
+        return t > <float>NARROW_MOST
+    else:
+        return False
+
+
+cdef bint has_impossible(const real* x, const real* t, const real* v,
+                                int64_t length) noexcept nogil:
+    # Whether a class of logit -inf has target mass; t, v NULL: they are 1.
+    cdef int64_t i
+    cdef int found = 0
+    if t == NULL and v == NULL:
+        for i in range(length):
+            found |= x[i] == <real>-INFINITY
+    elif t == NULL:
+        for i in range(length):
+            found |= (x[i] == <real>-INFINITY) & (v[i] > 0)
+    elif v == NULL:
+        for i in range(length):
+            found |= (x[i] == <real>-INFINITY) & is_positive(t[i])
+    else:
+        for i in range(length):
+            found |= (x[i] == <real>-INFINITY) & is_positive(t[i]) & (v[i] > 0)
+    return found != 0
+
+
+cdef void merge_moments(Moments* moments, int64_t j, double mass, double gap,
+                               double before, double top) noexcept nogil:
+    # A block's sums, its largest logit `top`; the row's was `before`.
+    if top > -INFINITY:
+        if top > before:
+            if before > -INFINITY:
+                sx_two_sum(&moments.gap[j], &moments.gap_carry[j],
+                           times(top - before, moments.mass[j] + moments.mass_carry[j]))
+        else:
+            gap += times(before - top, mass)
+        sx_two_sum(&moments.gap[j], &moments.gap_carry[j], gap)
+    sx_two_sum(&moments.mass[j], &moments.mass_carry[j], mass)
+
+
+cdef void merge_mix(Rows* rows, int64_t j, double n, double top, double total,
+                           double mix) noexcept nogil:
+    # Before merge_block; total, mix: the block's sums of e and e (top - z), over 2^n.
+    cdef double shift, so_far
+    if not top > -INFINITY:
+        return
+    if top > rows.top[j]:
+        if rows.top[j] > -INFINITY:
+            shift = sx_pow2(rows.n[j] - n)
+            so_far = (rows.rest[j] + rows.carry[j]) + rows.e_top[j]
+            rows.mix[j] *= shift
+            rows.mix_carry[j] *= shift
+            if shift > 0.0:
+                sx_two_sum(&rows.mix[j], &rows.mix_carry[j],
+                           so_far * MIX_UNIT * shift * (top - rows.top[j]))
+    else:
+        shift = sx_pow2(n - rows.n[j])
+        mix *= shift
+        if shift > 0.0:
+            mix += total * MIX_UNIT * shift * (rows.top[j] - top)
+    sx_two_sum(&rows.mix[j], &rows.mix_carry[j], mix)
+
+
+cdef inline const real* weighted(const sx_call* call, const real* t, int64_t k0, int64_t length,
+                                 real* room) noexcept nogil:
+    # u = v t.
+    cdef const real* v = <const real*>call.class_weight_real
+    cdef int64_t i
+    if v == NULL:
+        return t
+    for i in range(length):
+        room[i] = t[i] * v[k0 + i]
+    return room
+
+
+cdef void reduce_soft(const sx_call* call, Rows* rows, int64_t j, const real* x,
+                             const real* t, int64_t k0, int64_t length, real top, double before,
+                             char* room) noexcept nogil:
+    # Probabilities and smoothing.
+    cdef const real* v = <const real*>call.class_weight_real
+    cdef const real* u
+    cdef int64_t i
+    cdef int refused = 0, large = 0
+    # Subnormal targets count: times a gap they may be more than a subnormal number.
+    sx_float_subnormals(True)
+    if v != NULL:
+        v += k0
+    if t != NULL:
+        for i in range(length):
+            refused |= is_refused(t[i])
+            large |= is_large(t[i])
+        if refused:
+            sx_refuse(call)
+        if refused or large:
+            rows.lane[j] = POISONED if refused else SLOW
+            sx_float_subnormals(False)
+            return
+        u = weighted(call, t, k0, length, <real*>(room + ROOM_MASS))
+        merge_moments(&rows.soft, j, block_sum(u, length), block_gap(x, u, length, top), before,
+                      top)
+        if has_impossible(x, t, v, length) and call.smoothing < 1.0:
+            rows.impossible[j] = 1.0
+    if call.smoothing > 0.0:
+        merge_moments(&rows.flat, j, <double>length if v == NULL else block_sum(v, length),
+                      block_gap(x, v, length, top), before, top)
+        if has_impossible(x, <const real*>NULL, v, length):
+            rows.impossible[j] = 1.0
+    sx_float_subnormals(False)
+
+
+cdef inline void reduce_block(const sx_call* call, Rows* rows, int64_t j, const real* x,
+                              const real* t, int64_t k0, int64_t length, const scaling* scale,
+                              char* room) noexcept nogil:
+    # t: the block's probabilities, or NULL.
+    cdef double limit = limit_of(<real*>NULL, scale), top, n, rest, e_top = 0.0
+    cdef double far = limit + SX_OUT_OF_REACH / inverse_of(scale)
+    cdef int64_t place = -1, y = rows.y[j], y_place = -1
+    cdef real real_top, k, low
+    if rows.lane[j] != FAST:
+        return
+    if k0 <= y < k0 + length:
+        y_place = y - k0
+        rows.z_y[j] = x[y_place]
+    real_top = block_top(x, length)
+    top = real_top
+    if top > limit:
+        rows.lane[j] = SLOW
+        return
+    if call.op == CROSS_ENTROPY and (t != NULL or call.smoothing > 0.0):
+        reduce_soft(call, rows, j, x, t, k0, length, real_top, rows.top[j], room)
+        if rows.lane[j] != FAST:
+            return
+    n = 0.0
+    if top > -INFINITY:
+        # Far below the limit the power may stop: nothing there reaches a row served here.
+        n = power_near(top if top > -far else -far, scale)
+    power_of(n, &k, &low, scale)
+    if top > -INFINITY:
+        place = first_place(x, length, real_top)
+        if k0 + place != y:
+            e_top = exp_of(real_top, k, low, scale)
+    rest = block_rest(x, length, place, y_place, k, low, scale)
+    if call.op == ENTROPY:
+        power_of(n - MIX_POWER, &k, &low, scale)
+        merge_mix(rows, j, n, top, rest + e_top, block_mix(x, length, real_top, k, low, scale))
+    merge_block(rows, j, n, top, k0 + place, e_top, rest)
+
+
+# ---- reduce: C <= 64 -----------------------------------------------------------------------------
+
+cdef inline void add(real* unused, double* total, double* carry, double x) noexcept nogil:
+    # Up to 64 terms that are exact, or rounded to float32, need no compensation in float64.
+    if real is float:
+        total[0] += x
+    else:
+        sx_kahan(total, carry, x)
+
+
+cdef void reduce_columns(Rows* rows, int64_t classes, const real* x, real* e,
+                         const scaling* scale) noexcept nogil:
+    # x, e: class k of row j at k GROUP + j, so that every loop runs over the rows.
+    cdef double limit = limit_of(<real*>NULL, scale), top
+    cdef double rest[GROUP]
+    cdef double carry[GROUP]
+    cdef real tops[GROUP]
+    cdef real places[GROUP]
+    cdef real targets[GROUP]
+    cdef real e_tops[GROUP]
+    cdef real k_of[GROUP]
+    cdef real low_of[GROUP]
+    cdef real value, at
+    cdef int64_t i, j
+    for j in range(GROUP):
+        tops[j] = -INFINITY
+        places[j] = 0
+        targets[j] = <real>rows.y[j]
+        rest[j] = 0.0
+        carry[j] = 0.0
+        e_tops[j] = 0
+    for i in range(classes):
+        at = <real>i
+        for j in range(GROUP):
+            value = x[i * GROUP + j]
+            places[j] = at if value > tops[j] else places[j]
+            tops[j] = value if value > tops[j] else tops[j]
+    for j in range(GROUP):
+        top = tops[j]
+        rows.top[j] = top
+        rows.k_top[j] = <int64_t>places[j]
+        # Rows for the slow lane (finish_reduce): any number that does no harm.
+        rows.n[j] = power_near(top if -limit <= top <= limit else 0.0, scale)
+        power_of(rows.n[j], &k_of[j], &low_of[j], scale)
+    for i in range(classes):
+        at = <real>i
+        for j in range(GROUP):
+            value = exp_of(x[i * GROUP + j], k_of[j], low_of[j], scale)
+            e[i * GROUP + j] = value
+            value = <real>0.0 if targets[j] == at else value
+            e_tops[j] = value if places[j] == at else e_tops[j]
+            value = <real>0.0 if places[j] == at else value
+            if real is float:
+                rest[j] += <double>value
+            else:
+                sx_kahan(&rest[j], &carry[j], value)
+    for j in range(GROUP):
+        if rows.y[j] >= 0:
+            rows.z_y[j] = x[rows.y[j] * GROUP + j]
+        rows.rest[j] = rest[j]
+        rows.carry[j] = carry[j]
+        rows.e_top[j] = e_tops[j]
+
+
+cdef void reduce_moments(Rows* rows, Moments* moments, int64_t classes, const real* x,
+                         const real* u, const real* v, bint by_row) noexcept nogil:
+    # By row: u, laid out like x; else v, of each class; NULL: 1.
+    cdef real top, weight
+    cdef int64_t i, j
+    for i in range(classes):
+        for j in range(GROUP):
+            top = <real>rows.top[j]
+            weight = u[i * GROUP + j] if by_row else (v[i] if v != NULL else <real>1.0)
+            add(<real*>NULL, &moments.mass[j], &moments.mass_carry[j], weight)
+            add(<real*>NULL, &moments.gap[j], &moments.gap_carry[j],
+                <double>weight * gap_of(x[i * GROUP + j], top))
+
+
+cdef void find_impossible(Rows* rows, int64_t classes, const real* x, const real* t,
+                          const real* v) noexcept nogil:
+    cdef int64_t i, j
+    for i in range(classes):
+        if v != NULL and v[i] == 0:
+            continue
+        for j in range(GROUP):
+            if x[i * GROUP + j] == <real>-INFINITY and (t == NULL
+                                                        or is_positive(t[i * GROUP + j])):
+                rows.impossible[j] = 1.0
+
+
+cdef void check_columns(const sx_call* call, Rows* rows, const real* t) noexcept nogil:
+    cdef int64_t refused[GROUP]
+    cdef int64_t large[GROUP]
+    cdef int64_t i, j
+    for j in range(GROUP):
+        refused[j] = 0
+        large[j] = 0
+    for i in range(call.n_classes):
+        for j in range(GROUP):
+            refused[j] |= is_refused(t[i * GROUP + j])
+            large[j] |= is_large(t[i * GROUP + j])
+    for j in range(rows.count):
+        if rows.lane[j] == FAST or rows.lane[j] == SLOW:
+            if refused[j]:
+                sx_refuse(call)
+                rows.lane[j] = POISONED
+            elif large[j]:
+                rows.lane[j] = SLOW
+
+
+cdef void reduce_soft_columns(const sx_call* call, Rows* rows, const real* x, const real* t,
+                              real* u) noexcept nogil:
+    # Probabilities (t, or NULL) and smoothing; u: where they are weighted.
+    cdef const real* v = <const real*>call.class_weight_real
+    cdef const real* mass = t
+    cdef int64_t i, j
+    sx_float_subnormals(True)    # see reduce_soft
+    if t != NULL:
+        check_columns(call, rows, t)
+        if v != NULL:
+            for i in range(call.n_classes):
+                for j in range(GROUP):
+                    u[i * GROUP + j] = t[i * GROUP + j] * v[i]
+            mass = u
+        reduce_moments(rows, &rows.soft, call.n_classes, x, mass, <const real*>NULL, True)
+        if call.smoothing < 1.0:
+            find_impossible(rows, call.n_classes, x, t, v)
+    if call.smoothing > 0.0:
+        reduce_moments(rows, &rows.flat, call.n_classes, x, <const real*>NULL, v, False)
+        find_impossible(rows, call.n_classes, x, <const real*>NULL, v)
+    sx_float_subnormals(False)
+
+
+cdef void reduce_mix_columns(Rows* rows, int64_t classes, const real* x,
+                             const scaling* scale) noexcept nogil:
+    cdef real k_of[GROUP]
+    cdef real low_of[GROUP]
+    cdef real e
+    cdef int64_t i, j
+    for j in range(GROUP):
+        power_of(rows.n[j] - MIX_POWER, &k_of[j], &low_of[j], scale)
+    for i in range(classes):
+        for j in range(GROUP):
+            e = exp_of(x[i * GROUP + j], k_of[j], low_of[j], scale)
+            add(<real*>NULL, &rows.mix[j], &rows.mix_carry[j],
+                <double>e * gap_of(x[i * GROUP + j], <real>rows.top[j]))
+
+
+# ---- reduce: the slow lane -----------------------------------------------------------------------
+
+cdef double capped(const sx_call* call, double x, double* slope) noexcept nogil:
+    cdef sx_scale half
+    slope[0] = 1.0
+    if call.softcap == 0.0:
+        return x
+    sx_scale_by(&half, 0.5 * call.softcap)
+    return sx_softcap_f64(x, call.softcap, &half, slope)
+
+
+cdef inline double slow_gap(double u, double top, double z, double unit) noexcept nogil:
+    # Over `unit`: the difference may overflow where the product does not.
+    return 0.0 if z == -INFINITY or u == 0.0 else u * (top / unit - z / unit)
+
+
+cdef int reduce_slow(const sx_call* call, Rows* rows, int64_t j, const scaling* scale,
+                     sx_control* control) noexcept nogil:
+    # Any values, any layout, one element at a time, in float64. The reference is a power of two, or
+    # beyond the limit the largest logit: z - top is exact there where it matters, for both lie within
+    # a factor of two of each other.
+    cdef int64_t k, k_top = 0, y = rows.y[j], stride = call.logits.class_stride
+    cdef int64_t kind = call.logits.rows.type
+    cdef const char* z = rows.z[j]
+    cdef double value, slope, u, v, e, narrow = 1.0 / call.class_unit, top = -INFINITY
+    cdef double least = INFINITY, unit = 1.0, power_k, power_low, mix_k, mix_low
+    cdef bint has_nan = False
+    for k in range(call.n_classes):
+        value = capped(call, sx_load_real(z + k * stride, kind), &slope)
+        if value > top:
+            top = value
+            k_top = k
+        if -INFINITY < value < least:
+            least = value
+        if k == y:
+            rows.z_y[j] = value
+        has_nan |= value != value
+        if (k & 65535) == 65535 and sx_tick(control, 65536):
+            return SX_STOPPED
+    rows.top[j] = top
+    rows.k_top[j] = k_top
+    rows.n[j] = 0.0
+    rows.moved[j] = top
+    if fabs(top) <= limit_of(<double*>NULL, scale):
+        rows.n[j] = power_near(top, scale)
+        rows.moved[j] = 0.0
+    power_of(rows.n[j], &power_k, &power_low, scale)
+    power_of(rows.n[j] - MIX_POWER, &mix_k, &mix_low, scale)
+    rows.rest[j] = 0.0
+    rows.carry[j] = 0.0
+    rows.e_top[j] = 0.0
+    if k_top != y:
+        rows.e_top[j] = exp_of(top - rows.moved[j], power_k, power_low, scale)
+    rows.mix[j] = 0.0
+    rows.mix_carry[j] = 0.0
+    rows.impossible[j] = 0.0
+    rows.soft.mass[j] = rows.soft.mass_carry[j] = rows.soft.gap[j] = rows.soft.gap_carry[j] = 0.0
+    rows.flat.mass[j] = rows.flat.mass_carry[j] = rows.flat.gap[j] = rows.flat.gap_carry[j] = 0.0
+    if has_nan or not fabs(top) < INFINITY:
+        rows.rest[j] = NAN
+        rows.no_result[j] = NAN if has_nan else top
+    if 0.5 * top - 0.5 * least > WIDE_GAP:
+        unit = MIX_UNIT
+    rows.gap_unit[j] = unit
+    for k in range(call.n_classes):
+        value = capped(call, sx_load_real(z + k * stride, kind), &slope)
+        if k != k_top and k != y:
+            e = exp_of(value - rows.moved[j], power_k, power_low, scale)
+            sx_two_sum(&rows.rest[j], &rows.carry[j], e)
+            if call.op == ENTROPY:
+                e = exp_of(value - rows.moved[j], mix_k, mix_low, scale)
+                sx_two_sum(&rows.mix[j], &rows.mix_carry[j], slow_gap(e, top, value, 1.0))
+        v = call.class_weight[k] * narrow if call.class_weight != NULL else 1.0
+        if call.op == CROSS_ENTROPY and call.soft.rows.data != NULL:
+            # Subnormal ones count; walks flush them.
+            sx_float_subnormals(True)
+            u = sx_load_real(rows.t[j] + k * call.soft.class_stride, call.soft.rows.type)
+            if is_refused(u):
+                sx_refuse(call)
+            if value == -INFINITY and u > 0.0 and v > 0.0 and call.smoothing < 1.0:
+                rows.impossible[j] = 1.0
+            u *= v
+            sx_two_sum(&rows.soft.mass[j], &rows.soft.mass_carry[j], u)
+            sx_two_sum(&rows.soft.gap[j], &rows.soft.gap_carry[j], slow_gap(u, top, value, unit))
+            sx_float_subnormals(False)
+        if call.op == CROSS_ENTROPY and call.smoothing > 0.0:
+            if value == -INFINITY and v > 0.0:
+                rows.impossible[j] = 1.0
+            sx_two_sum(&rows.flat.gap[j], &rows.flat.gap_carry[j], slow_gap(v, top, value, unit))
+        if (k & 65535) == 65535 and sx_tick(control, 65536):
+            return SX_STOPPED
+    return 0
+
+
