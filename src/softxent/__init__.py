@@ -3,6 +3,7 @@
 NumPy arrays in, loss and gradient out. Importing starts no thread and compiles nothing.
 """
 
+from softxent._diagnose import diagnose
 from softxent._explain import explain
 from softxent._info import show_versions
 from softxent._plan import BackendUnavailableError, Plan, available_backends, set_backend
@@ -25,6 +26,7 @@ __all__ = [
     "available_backends",
     "cross_entropy",
     "cross_entropy_with_grad",
+    "diagnose",
     "explain",
     "get_num_threads",
     "log_softmax",
