@@ -1,7 +1,8 @@
 """Against other people's libraries: PyTorch, scikit-learn, SciPy, in float64.
 
 They take `lse - z_target` and `p - 1`, so they are compared where these lose nothing that matters:
-moderate logits, an absolute 1e-12. What we do otherwise on purpose is tested as a difference.
+moderate logits, an absolute 1e-12. What we do otherwise on purpose is tested as a difference, and
+listed in docs/coming_from_pytorch.md.
 """
 
 from __future__ import annotations
@@ -44,30 +45,98 @@ def by_torch(torch, z, targets, upstream=None, **options):
     return loss.detach().numpy(), leaf.grad.numpy()
 
 
+def agree(got, g, loss, grad, reduction, counting):
+    """Value and gradient are PyTorch's, but for a mean in which nothing counts."""
+    assert np.shape(got) == loss.shape
+    if reduction == "mean" and not counting:
+        # A documented difference in the loss, none in the gradient.
+        assert np.isnan(loss)
+        assert got == 0.0
+    else:
+        np.testing.assert_allclose(got, loss, **TOLERANCE)
+    np.testing.assert_allclose(g, grad, **TOLERANCE)
+
+
 @pytest.mark.parametrize("shape", SHAPES, **ids)
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("ignore_index", [-100, 1])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-def test_torch_cross_entropy(level, torch, shape, weighted, ignore_index, reduction):
+def test_torch_cross_entropy(level, torch, shape, weighted, smoothing, ignore_index, reduction):
     z, targets, weight, axis = problem(shape)
     if ignore_index == -100:
         targets = np.where(np.random.default_rng(0).random(targets.shape) < 0.2, -100, targets)
     else:
         targets = np.asarray(targets)
     weight = weight if weighted else None
-    loss, grad = by_torch(
-        torch, z, targets, weight=weight, ignore_index=ignore_index, reduction=reduction)
+    loss, grad = by_torch(torch, z, targets, weight=weight, ignore_index=ignore_index,
+                          label_smoothing=smoothing, reduction=reduction)
     got, g = sx.cross_entropy_with_grad(
         z, targets, axis=axis, class_weight=weight, ignore_index=ignore_index,
-        reduction=reduction, backend=level.backend)
-    assert np.shape(got) == loss.shape
-    if reduction == "mean" and (targets == ignore_index).all():
-        # Nothing counts: a documented difference in the loss, none in the gradient.
-        assert np.isnan(loss)
+        label_smoothing=smoothing, reduction=reduction, backend=level.backend)
+    agree(got, g, loss, grad, reduction, counting=(targets != ignore_index).any())
+
+
+@pytest.mark.parametrize("shape", SHAPES, **ids)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("total", ["one", "any"])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_torch_cross_entropy_of_probabilities(
+        level, torch, shape, weighted, smoothing, total, reduction):
+    """Its mean is over rows, whatever the class weights: ours is too, without sample weights."""
+    z, _, weight, axis = problem(shape)
+    t = np.random.default_rng(1).gamma(0.3, size=shape)  # some nearly one-hot
+    if total == "one":
+        t /= t.sum(axis=axis, keepdims=True)
+    weight = weight if weighted else None
+    loss, grad = by_torch(
+        torch, z, t, weight=weight, label_smoothing=smoothing, reduction=reduction)
+    got, g = sx.cross_entropy_with_grad(
+        z, t, axis=axis, class_weight=weight, label_smoothing=smoothing, reduction=reduction,
+        backend=level.backend)
+    agree(got, g, loss, grad, reduction, counting=z.size > 0)
+
+
+@pytest.mark.parametrize("shape", SHAPES[:-1], **ids)
+@pytest.mark.parametrize("kind", ["classes", "probabilities"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("extra", [
+    {"temperature": 2.5}, {"temperature": 0.3}, {"softcap": 3.0}, {"z_loss": 0.01},
+    {"temperature": 1.7, "softcap": 5.0, "z_loss": 0.1},
+], ids=lambda options: "-".join(options) + f"-{min(options.values())}")
+def test_torch_with_what_it_has_not(level, torch, shape, kind, smoothing, extra):
+    """Temperature, softcap and z-loss, put together from PyTorch's operations."""
+    z, targets, weight, axis = problem(shape)
+    if kind == "classes":
+        targets = np.where(np.random.default_rng(0).random(targets.shape) < 0.2, -100, targets)
+    else:
+        targets = np.random.default_rng(1).dirichlet(np.ones(7), 1)[0] if shape == (7,) else (
+            np.random.default_rng(1).gamma(0.3, size=shape))
+    s = np.asarray(np.random.default_rng(2).uniform(0, 2, np.delete(shape, axis)))
+    leaf = torch.tensor(z, requires_grad=True)
+    x = leaf
+    if "softcap" in extra:
+        x = extra["softcap"] * torch.tanh(x / extra["softcap"])
+    x = x / extra.get("temperature", 1.0)
+    y = torch.tensor(np.asarray(targets))
+    rows = torch.nn.functional.cross_entropy(
+        x, y, weight=torch.tensor(weight), label_smoothing=smoothing, reduction="none")
+    rows = rows + extra.get("z_loss", 0.0) * torch.logsumexp(x, axis) ** 2
+    divisor = torch.tensor(s)
+    if kind == "classes":
+        rows = torch.where(y == -100, 0.0, rows)
+        divisor = torch.where(y == -100, 0.0, divisor * torch.tensor(weight)[y.clamp(min=0)])
+    mean = (torch.tensor(s) * rows).sum() / divisor.sum()
+    mean.backward()
+    got, g = sx.cross_entropy_with_grad(
+        z, targets, axis=axis, class_weight=weight, sample_weight=s, label_smoothing=smoothing,
+        **extra, backend=level.backend)
+    if kind == "classes" and (np.asarray(targets) == -100).all():
         assert got == 0.0
     else:
-        np.testing.assert_allclose(got, loss, **TOLERANCE)
-    np.testing.assert_allclose(g, grad, **TOLERANCE)
+        np.testing.assert_allclose(got, mean.item(), **TOLERANCE)
+        np.testing.assert_allclose(g, leaf.grad.numpy(), **TOLERANCE)
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
@@ -91,13 +160,61 @@ def test_torch_pieces(level, torch, shape):
                                    theirs(tensor, axis).numpy(), **TOLERANCE)
 
 
-def test_torch_differs_when_nothing_counts(level, torch):
-    """Ours 0.0 with gradient 0; PyTorch's 0/0 is NaN."""
-    z, targets = problem((40, 7))[0], np.full(40, -100)
-    loss, _ = by_torch(torch, z, targets)
+@pytest.mark.parametrize("shape", SHAPES[:-1], **ids)
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_torch_entropy_and_target_log_probs(level, torch, shape, temperature):
+    z, targets, _, axis = problem(shape)
+    tensor = torch.tensor(np.moveaxis(z, axis, -1)) / temperature
+    spread = torch.distributions.Categorical(logits=tensor)
+    options = {"axis": axis, "temperature": temperature, "backend": level.backend}
+    np.testing.assert_allclose(sx.softmax_entropy(z, **options), spread.entropy().numpy(),
+                               **TOLERANCE)
+    np.testing.assert_allclose(
+        sx.target_log_probs(z, targets, **options),
+        spread.log_prob(torch.tensor(np.asarray(targets))).numpy(), **TOLERANCE)
+
+
+@pytest.mark.parametrize("shape", SHAPES[:-1], **ids)
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_torch_softmax_vjp(level, torch, shape, temperature):
+    """Autograd through the softmax, and through one with a temperature."""
+    z, _, _, axis = problem(shape)
+    u = np.random.default_rng(1).normal(size=shape)
+    leaf = torch.tensor(z, requires_grad=True)
+    p = torch.softmax(leaf / temperature, axis)
+    p.backward(torch.tensor(u))
+    ours = sx.softmax(z, axis=axis, temperature=temperature, backend=level.backend)
+    np.testing.assert_allclose(ours, p.detach().numpy(), **TOLERANCE)
+    g = sx.softmax_vjp(ours, u, axis=axis, backend=level.backend)
+    np.testing.assert_allclose(g / temperature, leaf.grad.numpy(), **TOLERANCE)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_torch_top_k(level, torch, k):
+    z, targets, _, _ = problem((40, 7))
+    top = torch.topk(torch.tensor(z), k, dim=1).indices.numpy()
+    share = (top == targets[:, None]).any(axis=1).mean()
+    assert sx.accuracy(z, targets, k=k, backend=level.backend) == share
+
+
+# ---- PyTorch: what differs on purpose (docs/coming_from_pytorch.md names these tests) ------------
+
+
+@pytest.mark.parametrize("targets", ["ignored", "of weight 0", "none"])
+def test_torch_differs_when_nothing_counts(level, torch, targets):
+    """Ours 0.0 with gradient 0; PyTorch's 0/0 is NaN, with weights of 0 its gradient too."""
+    z, y = problem((40, 7))[0], np.full(40, -100)
+    weight = None
+    if targets == "of weight 0":
+        y, weight = np.full(40, 3), np.arange(7) - 3.0
+        weight = np.maximum(weight, 0.0)
+    elif targets == "none":
+        z, y = z[:0], y[:0]
+    loss, grad = by_torch(torch, z, y, weight=weight)
     assert np.isnan(loss)
-    loss, g = sx.cross_entropy_with_grad(z, targets, backend=level.backend)
-    assert (loss, abs(g).max()) == (0.0, 0.0)
+    assert np.isnan(grad).all() == (targets != "ignored")
+    loss, g = sx.cross_entropy_with_grad(z, y, class_weight=weight, backend=level.backend)
+    assert (loss, np.count_nonzero(g)) == (0.0, 0)
 
 
 def test_torch_differs_on_nan_in_an_ignored_row(level, torch):
@@ -132,6 +249,145 @@ def test_torch_differs_on_confident_rows(level, torch):
     assert (loss, grad[0, 0]) == (0, 0)
     got, g = sx.cross_entropy_with_grad(z, targets, backend=level.backend)
     np.testing.assert_allclose([got, *g[0]], np.array([1, -1, 1]) * np.exp(-40.0), rtol=1e-15)
+
+
+def test_torch_differs_in_the_kind_of_targets(level, torch):
+    """By dtype here, by shape there; each refuses what the other would take them for."""
+    z, y, _, _ = problem((40, 7))
+    hot = np.eye(7)[y]
+    np.testing.assert_allclose(sx.cross_entropy(z, hot, backend=level.backend),
+                               sx.cross_entropy(z, y, backend=level.backend), **TOLERANCE)
+    for targets, ours, theirs in ((hot.astype(int), ValueError, "Expected floating point"),
+                                  (y.astype(float), TypeError, "Long")):
+        with pytest.raises(RuntimeError, match=theirs):
+            by_torch(torch, z, targets)
+        with pytest.raises(ours):
+            sx.cross_entropy(z, targets, backend=level.backend)
+
+
+def test_torch_differs_in_the_axis(level, torch):
+    """The classes' axis is the last one unless said otherwise; there it is always the second."""
+    z, targets, _, _ = problem((6, 3, 4))
+    loss, grad = by_torch(torch, z, targets)
+    last = np.moveaxis(z, 1, -1)
+    got, g = sx.cross_entropy_with_grad(last, targets, backend=level.backend)
+    np.testing.assert_allclose(got, loss, **TOLERANCE)
+    np.testing.assert_allclose(np.moveaxis(g, -1, 1), grad, **TOLERANCE)
+    with pytest.raises(ValueError, match="pass axis=1"):
+        sx.cross_entropy(z, targets, backend=level.backend)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "uint16", "uint32", "uint64"])
+def test_torch_differs_in_integer_types(level, torch, dtype):
+    """Every width here; int64 and uint8 there."""
+    z, targets, _, _ = problem((40, 7))
+    with pytest.raises(RuntimeError):
+        by_torch(torch, z, targets.astype(dtype))
+    assert sx.cross_entropy(z, targets.astype(dtype), backend=level.backend) == sx.cross_entropy(
+        z, targets, backend=level.backend)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_torch_differs_in_what_is_returned(level, torch, dtype):
+    """A float, summed in float64, and the gradient beside it; there a tensor like the logits."""
+    z = np.random.default_rng(0).normal(0, 4, (3000, 7)).astype(dtype)
+    targets = np.random.default_rng(1).integers(0, 7, 3000)
+    theirs, grad = by_torch(torch, z, targets)
+    assert theirs.dtype == dtype
+    loss, g = sx.cross_entropy_with_grad(z, targets, backend=level.backend)
+    assert type(loss) is float
+    assert (g.dtype, g.shape) == (grad.dtype, grad.shape)
+    exact, _ = by_torch(torch, z.astype(np.float64), targets)
+    assert abs(loss - exact) <= (1e-12 if dtype == "float64" else 3e-7) * exact
+    assert abs(loss - exact) <= abs(theirs - exact) + 1e-14
+    if dtype == "float16":
+        assert abs(theirs - exact) > 1e-5
+
+
+def test_torch_differs_on_excluded_classes(level, torch):
+    """Probability 0 times a logit of -inf is 0 here, NaN there; weight 0 times its loss as well."""
+    z, t = np.array([[1.0, -np.inf, 0.5]]), np.array([[0.25, 0.0, 0.75]])
+    loss, _ = by_torch(torch, z, t)
+    assert np.isnan(loss)
+    got, g = sx.cross_entropy_with_grad(z, t, backend=level.backend)
+    keep = [0, 2]
+    loss, grad = by_torch(torch, z[:, keep], t[:, keep])
+    np.testing.assert_allclose(got, loss, **TOLERANCE)
+    np.testing.assert_allclose(g[:, keep], grad, **TOLERANCE)
+    assert g[0, 1] == 0.0
+
+    weight, y = np.array([1.0, 0.0, 1.0]), np.array([1])
+    loss, _ = by_torch(torch, z, y, weight=weight, reduction="sum")
+    assert np.isnan(loss)
+    got, g = sx.cross_entropy_with_grad(
+        z, y, class_weight=weight, reduction="sum", backend=level.backend)
+    assert (got, np.count_nonzero(g)) == (0.0, 0)
+
+
+def test_torch_differs_on_ignore_index_with_probabilities(level, torch):
+    """Refused here unless it is left out; there only if it could be a class."""
+    z, targets, _, _ = problem((40, 7))
+    t = np.eye(7)[targets]
+    by_torch(torch, z, t, ignore_index=-1)
+    with pytest.raises(RuntimeError, match="ignore_index is not supported"):
+        by_torch(torch, z, t, ignore_index=1)
+    for ignore_index in (-1, 1, None):
+        with pytest.raises(TypeError, match="no ignore_index"):
+            sx.cross_entropy(z, t, ignore_index=ignore_index, backend=level.backend)
+
+
+def test_torch_differs_on_values_that_make_no_sense(level, torch):
+    """Negative or NaN probabilities and weights, refused here, make some number there."""
+    z, targets, weight, _ = problem((40, 7))
+    bad = weight.copy()
+    bad[2] = -1.0
+    by_torch(torch, z, targets, weight=bad)
+    with pytest.raises(ValueError, match=r"class_weight\[2\] = -1"):
+        sx.cross_entropy(z, targets, class_weight=bad, backend=level.backend)
+    t = np.eye(7)[targets]
+    for value in (-0.5, np.nan):
+        t[5, 3] = value
+        by_torch(torch, z, t)
+        with pytest.raises(ValueError, match=r"targets\[5, 3\]"):
+            sx.cross_entropy(z, t, backend=level.backend)
+
+
+def test_torch_differs_in_the_dtype_of_weights(level, torch):
+    """Any real dtype here; there the logits'."""
+    z, targets, weight, _ = problem((40, 7))
+    weight = np.ceil(weight)
+    with pytest.raises(RuntimeError):
+        by_torch(torch, z, targets, weight=weight.astype(np.float32))
+    assert sx.cross_entropy(z, targets, class_weight=weight.astype(np.uint8),
+                            backend=level.backend) == sx.cross_entropy(
+        z, targets, class_weight=weight, backend=level.backend)
+
+
+@pytest.mark.parametrize("kind", ["classes", "probabilities"])
+def test_torch_has_no_sample_weight(level, torch, kind):
+    """The "none" losses times s: their sum over that of s v (classes), or s (probabilities)."""
+    z, targets, weight, _ = problem((40, 7))
+    s = np.random.default_rng(3).uniform(0, 2, 40)
+    divisor = (s * weight[targets]).sum() if kind == "classes" else s.sum()
+    targets = targets if kind == "classes" else np.random.default_rng(1).dirichlet(np.ones(7), 40)
+    rows, grad = by_torch(torch, z, targets, s / divisor, weight=weight, reduction="none")
+    got, g = sx.cross_entropy_with_grad(
+        z, targets, class_weight=weight, sample_weight=s, backend=level.backend)
+    np.testing.assert_allclose(got, rows @ s / divisor, **TOLERANCE)
+    np.testing.assert_allclose(g, grad, **TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["classes", "probabilities"])
+def test_torch_does_not_divide_by_the_weights_of_probabilities(level, torch, kind):
+    """A one-hot row is a class number but for the weighted mean, there as here."""
+    z, targets, weight, _ = problem((40, 7))
+    of_rows = sx.cross_entropy(z, targets, class_weight=weight, reduction="sum",
+                               backend=level.backend)
+    divisor = weight[targets].sum() if kind == "classes" else 40
+    targets = targets if kind == "classes" else np.eye(7)[targets]
+    loss, _ = by_torch(torch, z, targets, weight=weight)
+    got = sx.cross_entropy(z, targets, class_weight=weight, backend=level.backend)
+    np.testing.assert_allclose([got, loss], of_rows / divisor, **TOLERANCE)
 
 
 # ---- scikit-learn --------------------------------------------------------------------------------
