@@ -7,6 +7,7 @@ contract's figures, nowhere else repeated.
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -444,9 +445,12 @@ def measure(backend: str, isa: str, dtype: str) -> dict[str, Worst]:
 
 
 def main() -> None:
-    """Print a table for each dtype."""
+    """Print a table for each dtype: the worst over all settings of the options, or each setting."""
     from conftest import LEVELS, usable_levels
 
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--settings", action="store_true", help="a line for each setting")
+    each = parser.parse_args().settings
     levels = usable_levels()
 
     def columns(function, *args):
@@ -457,23 +461,30 @@ def main() -> None:
             assert sx.explain((4, 4), "float32", backend=level.backend).isa == level.isa
             yield function(*level, *args)
 
-    def line(label, quantity, table, found):
-        promise, unit, *_ = table[quantity]
-        errors = "".join(f"{column[quantity].error:12.3f}" for column in found)
-        print(f"{f'{promise} {label}{quantity}, {unit}':66}{bound(quantity, dtype):8g}{errors}")
-
     for dtype in ("float32", "float64", *FORMATS):
         if dtype == "bfloat16" and find_spec("ml_dtypes") is None:
             continue
-        print(f"{dtype:66}{'bound':>8}" + "".join(f"{level!s:>12}" for level in levels))
+        errors: dict[str, list[float]] = {}
+
+        def see(label, quantity, table, found, errors=errors, dtype=dtype):
+            promise, unit, *_ = table[quantity]
+            name = f"{promise} {label if each else ''}{quantity}, {unit}"
+            key = f"{name:66}{bound(quantity, dtype):8g}"
+            before = errors.get(key, [0.0] * len(found))
+            errors[key] = [max(old, column[quantity].error)
+                           for old, column in zip(before, found, strict=True)]
+
         if dtype not in FORMATS:
             found = list(columns(measure, dtype))
             for quantity in BOUNDS:
-                line("", quantity, BOUNDS, found)
+                see("", quantity, BOUNDS, found)
         for name in (*SETTINGS, *PIECES):
             found = list(columns(measure_options, dtype, name))
             for quantity in measured(name, dtype):
-                line(f"{name}: ", quantity, OPTION_BOUNDS, found)
+                see(f"{name}: ", quantity, OPTION_BOUNDS, found)
+        print(f"{dtype:66}{'bound':>8}" + "".join(f"{level!s:>12}" for level in levels))
+        for key, values in errors.items():
+            print(key + "".join(f"{value:12.3f}" for value in values))
         print()
 
 

@@ -102,7 +102,7 @@ def normalise(
     TypeError, ValueError, IndexError
         As docs/errors.md lists them; nothing has been written.
     """
-    z = _logits(logits, targets)
+    z, dtype = _logits(logits, targets)
     last = _axis(axis, z)
     moved = classes_last(z, last)
     rows_shape = moved.shape[:-1]
@@ -111,7 +111,7 @@ def normalise(
         raise ValueError(
             f"logits must have at least one class; axis {last} of shape {z.shape} has none"
         )
-    call = Call(spec.op, _matrix(z, last))
+    call = Call(spec.op, moved if rows_shape else moved[np.newaxis])
     call_rows = rows_shape or (1,)
 
     inputs: dict[str, NDArray[Any]] = {}  # what no output may share memory with
@@ -185,7 +185,7 @@ def normalise(
                 # Logits that are overwritten cannot be had back.
                 check_probabilities(call, last, z.ndim)
 
-    key = Key(spec.op, dtype_name(z.dtype), _order(call.logits), wants_map, kind)
+    key = Key(spec.op, dtype, _order(call.logits), wants_map, kind)
     return Problem(call, key, reduction, d, rows_shape, z, last, out, given_out)
 
 
@@ -283,9 +283,11 @@ def _plain(array: ArrayLike, name: str) -> NDArray[Any]:
         raise TypeError(f"{name} cannot be read as an array: {error}") from error
 
 
-def _logits(logits: ArrayLike, targets: ArrayLike | None) -> NDArray[np.floating]:
+def _logits(logits: ArrayLike, targets: ArrayLike | None) -> tuple[NDArray[np.floating], str]:
+    """Return the logits as an array, and the name of their dtype."""
     z = _plain(logits, "logits")
-    if not dtype_name(z.dtype):
+    name = dtype_name(z.dtype)
+    if not name:
         cure = "convert them with logits.astype(numpy.float32)"
         if z.dtype.kind in "iub" and getattr(targets, "ndim", 0) == z.ndim + 1:
             cure = "are logits and targets swapped? logits come first"
@@ -297,7 +299,7 @@ def _logits(logits: ArrayLike, targets: ArrayLike | None) -> NDArray[np.floating
         raise ValueError(
             "logits must have a class axis: shape (C,) for one row, (N, C) for N; got a scalar"
         )
-    return z
+    return z, name
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
