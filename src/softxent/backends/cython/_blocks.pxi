@@ -93,8 +93,16 @@ cdef void scatter(const sx_matrix* matrix, char** rows, int64_t count, int64_t k
 
 cdef void cap(const sx_call* call, const sx_scale* half, const real* x, int64_t length,
                      real* z, real* slope) noexcept nogil:
-    # z may be x.
+    # z may be x; slope NULL: not wanted.
     cdef int64_t i
+    cdef real unwanted
+    if slope == NULL:
+        for i in range(length):
+            if real is float:
+                z[i] = sx_softcap_f32(x[i], call.softcap, half, &unwanted)
+            else:
+                z[i] = sx_softcap_f64(x[i], call.softcap, half, &unwanted)
+        return
     for i in range(length):
         if real is float:
             z[i] = sx_softcap_f32(x[i], call.softcap, half, &slope[i])
@@ -133,7 +141,7 @@ cdef void reduce_given(const sx_call* call, Rows* rows, int64_t j, const real* x
     if rows.lane[j] != FAST:
         return
     if call.softcap != 0.0:
-        cap(call, half, x, length, z, <real*>(room + ROOM_SLOPE))
+        cap(call, half, x, length, z, <real*>NULL)
         x = z
     reduce_block(call, rows, j, x, t, k0, length, scale, room)
 

@@ -55,47 +55,61 @@ cdef void head_mixed(const sx_call* call, Rows* rows, const scaling* scale) noex
     # Probabilities, smoothing, z-loss: with target masses of sum A, of it `hard` on the class y,
     #   loss = hard (-log p_y) + (A - hard)(-log p_top) + sum of masses (top - z) + lambda lse^2,
     # all terms >= 0.
-    cdef double e_y, e_top, apart, beside, others, total, high, low, lse, mass, gap, value, f, k
-    cdef double more, hard
+    cdef double e_y, e_top, rest, beside, others, total, high, low, lse, mass, gap, value, f, k, more
+    cdef double hard, w, n, z_y, moved, impossible, unit, soft_mass, soft_gap, flat_gap
     cdef double inverse = inverse_of(scale), narrow = 1.0 / call.class_unit
     cdef double keep = 1.0 - call.smoothing, spread = call.smoothing / call.n_classes
     cdef double spread_mass = call.smoothing * (call.class_weight_mean * narrow)
-    cdef double z_loss = call.z_loss * narrow
-    cdef bint has_classes = call.soft.rows.data == NULL, single = call.n_classes == 1
+    cdef double z_loss = call.z_loss * narrow, has_z_loss = 1.0 if call.z_loss > 0.0 else 0.0
+    cdef double has_classes = 1.0 if call.soft.rows.data == NULL else 0.0
+    # A single class: p = 1, and what is left of A p - A is nothing.
+    cdef double several = 1.0 if call.n_classes > 1 else 0.0
+    cdef bint leads
     cdef int64_t j
     for j in range(GROUP):
-        e_y = exp_at(rows.z_y[j] - rows.moved[j], rows.n[j], scale)
-        e_y = e_y if has_classes else 0.0
-        apart = rows.rest[j] + rows.carry[j]
-        others = apart + rows.e_top[j]
+        # All loads first: what is behind a condition then is arithmetic alone.
+        n = rows.n[j]
+        z_y = rows.z_y[j]
+        moved = rows.moved[j]
+        hard = rows.hard[j]
+        w = rows.w[j]
+        e_top = rows.e_top[j]
+        impossible = rows.impossible[j]
+        unit = rows.gap_unit[j]
+        rest = rows.rest[j] + rows.carry[j]
+        soft_mass = summed(rows.soft.mass[j], rows.soft.mass_carry[j])
+        soft_gap = summed(rows.soft.gap[j], rows.soft.gap_carry[j])
+        flat_gap = summed(rows.flat.gap[j], rows.flat.gap_carry[j])
+        leads = rows.k_top[j] == rows.y[j]
+
+        e_y = exp_at(z_y - moved, n, scale)
+        e_y = e_y if has_classes > 0.0 else 0.0
+        others = rest + e_top
         total = others + e_y
-        e_top = e_y if has_classes and rows.k_top[j] == rows.y[j] else rows.e_top[j]
-        beside = apart if has_classes and rows.k_top[j] == rows.y[j] else apart + e_y
-        low = reference_low(rows.n[j], &high, scale)
-        high = high + rows.moved[j]
-        low = half_way(rows.z_y[j], high, low, scale)
+        beside = rest + e_y
+        beside = rest if leads else beside
+        e_top = e_y if leads else e_top
+        low = reference_low(n, &high, scale)
+        high = high + moved
+        low = half_way(z_y, high, low, scale)
         f = sx_split_log(total, &k)
-        lse = rows.moved[j] * inverse + sx_log_reduced(f, k + rows.n[j])
-        mass = keep * summed(rows.soft.mass[j], rows.soft.mass_carry[j]) + spread_mass
-        gap = (keep * summed(rows.soft.gap[j], rows.soft.gap_carry[j])
-               + spread * summed(rows.flat.gap[j], rows.flat.gap_carry[j])) * inverse
-        gap = gap * rows.gap_unit[j]
-        value = surprise(e_y, others, total, low)
-        value = rows.hard[j] * value if rows.hard[j] > 0.0 else 0.0
+        lse = moved * inverse + sx_log_reduced(f, k + n)
+        lse = lse if has_z_loss > 0.0 else 0.0
+        mass = keep * soft_mass + spread_mass
+        gap = (keep * soft_gap + spread * flat_gap) * inverse * unit
+        value = hard * surprise(e_y, others, total, low)
+        value = value if hard > 0.0 else 0.0
         value = (value + mass * sx_log1p_any(beside / e_top)) + gap
-        value = value + (z_loss * lse * lse if z_loss > 0.0 else 0.0)
-        value = INFINITY if rows.impossible[j] > 0.0 else value
+        value = value + z_loss * lse * lse
+        value = INFINITY if impossible > 0.0 else value
         rows.value[j] = or_nan(value, total)
-        more = 2.0 * (z_loss * lse if z_loss > 0.0 else 0.0)
-        # A single class: p = 1, and what is left of A p - A is nothing.
-        mass = 0.0 if single else mass
-        hard = 0.0 if single else rows.hard[j]
-        more = mass + more
-        rows.a[j] = times(hard + more, rows.w[j]) / total
-        rows.b[j] = 0.0 if single else 0.0 - rows.w[j] * keep
-        rows.c[j] = 0.0 if single else 0.0 - rows.w[j] * spread
-        rows.apart[j] = ((0.0 - times(hard * (others / total), rows.w[j]))
-                         + times(e_y / total, more * rows.w[j]))
+
+        hard = hard * several
+        more = mass * several + 2.0 * (z_loss * lse)
+        rows.a[j] = times(hard + more, w) / total
+        rows.b[j] = 0.0 - w * (keep * several)
+        rows.c[j] = 0.0 - w * (spread * several)
+        rows.apart[j] = ((0.0 - times(hard * (others / total), w)) + times(e_y / total, more * w))
 
 
 cdef void head_entropy(Rows* rows, const scaling* scale) noexcept nogil:

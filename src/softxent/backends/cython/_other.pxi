@@ -77,18 +77,22 @@ cdef int64_t walk_vjp(const sx_call* call, int64_t lo, int64_t hi, sx_control* c
                          unused)
             load_doubles(&call.soft, cursor.soft + k0 * call.soft.class_stride, length, u, unused)
             i = 0
-            while i < length:
-                for j in range(LANES if length - i > LANES else length - i):
+            while i + LANES <= length:
+                for j in range(LANES):
                     product = p[i + j] * u[i + j]
                     lost[j] += sx_product_rest(p[i + j], u[i + j], product)
                     sx_two_sum(&sums[j], &lost[j], product)
                 i += LANES
+            for j in range(length - i):
+                product = p[i + j] * u[i + j]
+                lost[j] += sx_product_rest(p[i + j], u[i + j], product)
+                sx_two_sum(&sums[j], &lost[j], product)
             k0 += BLOCK
             if sx_tick(control, length):
                 return SX_STOPPED
         high = 0.0
         low = 0.0
-        for j in range(LANES):
+        for j in range(min(<int64_t>LANES, call.n_classes)):    # the others are 0
             sx_two_sum(&high, &low, sums[j])
             low += lost[j]
         # What overflowed has left NaN in what was lost.
@@ -101,9 +105,13 @@ cdef int64_t walk_vjp(const sx_call* call, int64_t lo, int64_t hi, sx_control* c
             load_doubles(&call.soft, cursor.soft + k0 * call.soft.class_stride, length, u, unused)
             for i in range(length):
                 p[i] = p[i] * ((u[i] - high) - low)
-            for i in range(length):
-                sx_store_real(cursor.out_map + (k0 + i) * call.out_map.class_stride,
-                              call.out_map.rows.type, p[i])
+            if call.out_map.direct == SX_IN_PLACE:
+                for i in range(length):
+                    (<real*>cursor.out_map)[k0 + i] = <real>p[i]
+            else:
+                for i in range(length):
+                    sx_store_real(cursor.out_map + (k0 + i) * call.out_map.class_stride,
+                                  call.out_map.rows.type, p[i])
             k0 += BLOCK
             if sx_tick(control, length):
                 return SX_STOPPED

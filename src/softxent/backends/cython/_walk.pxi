@@ -422,7 +422,8 @@ cdef int walk_small(const sx_call* call, Rows* rows, int64_t first, const scalin
             for i in range(classes):
                 x[i * GROUP + j] = 0
     if call.softcap != 0.0:
-        cap(call, half, x, classes * GROUP, x, slope)
+        cap(call, half, x, classes * GROUP, x,
+            slope if call.out_map.rows.data != NULL else <real*>NULL)
     reduce_columns(rows, classes, x, e, scale)
     if call.soft.rows.data == NULL:
         t = NULL

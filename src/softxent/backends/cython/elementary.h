@@ -352,8 +352,8 @@ SX_INLINE double sx_exp_scaled_f64(double x, double k, double low, const sx_scal
    the corrections, up to 0.4 of the sum, carried a little further than float64. */
 SX_INLINE double sx_softcap_f64(double x, double cap, const sx_scale *half, double *slope)
 {
-    double size = fabs(x), k, low, t, n, r, s, e, e_low, q, q_low, sum, sum_low, y, y_low, w, w_low,
-           p, p_low, c, near_0, beyond;
+    double size = fabs(x), per_cap = 0.5 * half->inverse, k, low, t, n, r, s, e, e_low, q, q_low, sum,
+           sum_low, per_sum, y, y_low, w, w_low, p, p_low, c, near_0, beyond;
     sx_power_f64 power = sx_power_of_f64(0.0);
     k = power.k;
     low = power.low * half->temperature;
@@ -386,18 +386,20 @@ SX_INLINE double sx_softcap_f64(double x, double cap, const sx_scale *half, doub
     /* 2E / (1 + E), the division's remainder taken along. */
     sum = 1.0 + e;
     sum_low = ((1.0 - sum) + e) + e_low;
-    q = 2.0 * e / sum;
+    per_sum = 1.0 / sum;
+    q = 2.0 * e * per_sum;
     q_low = q * sum;
-    q_low = ((2.0 * e - q_low) - sx_product_rest(q, sum, q_low) + (2.0 * e_low - q * sum_low)) / sum;
+    q_low = ((2.0 * e - q_low) - sx_product_rest(q, sum, q_low) + (2.0 * e_low - q * sum_low))
+            * per_sum;
     beyond = cap - cap * q;
     c = cap * q;
     beyond = cap - c;
     c = ((cap - beyond) - c) - sx_product_rest(cap, q, c) - cap * q_low;
     beyond += c;
 
-    y = size / cap;
+    y = size * per_cap;
     c = y * cap;
-    y_low = ((size - c) - sx_product_rest(y, cap, c)) / cap;
+    y_low = ((size - c) - sx_product_rest(y, cap, c)) * per_cap;
     w = y * y;
     w_low = sx_product_rest(y, y, w) + 2.0 * y * y_low;
     q = SX_TANH_14;
@@ -425,7 +427,7 @@ SX_INLINE double sx_softcap_f64(double x, double cap, const sx_scale *half, doub
     near_0 = size + p;
     near_0 += ((size - near_0) + p) + (sx_product_rest(size, c, p) + size * q);
 
-    *slope = size < INFINITY ? 4.0 * e / (sum * sum) : 1.0;
+    *slope = size < INFINITY ? 4.0 * e * per_sum * per_sum : 1.0;
     y = y < SX_TANH_UP_TO ? near_0 : beyond;
     y = size < INFINITY ? y : size;
     return copysign(x == x ? y : x, x);
@@ -434,10 +436,10 @@ SX_INLINE double sx_softcap_f64(double x, double cap, const sx_scale *half, doub
 /* The same for float32's needs, in float64. */
 SX_INLINE float sx_softcap_f32(float given, double cap, const sx_scale *half, float *slope)
 {
-    double x = given, size = fabs(x), e, sum, w, q, y;
+    double x = given, size = fabs(x), e, per_sum, w, q, y;
     sx_power_f64 power = sx_power_of_f64(0.0);
     e = sx_exp_scaled_f64(-size, power.k, power.low * half->temperature, half);
-    sum = 1.0 + e;
+    per_sum = 1.0 / (1.0 + e);
     y = size * half->inverse * 0.5;
     w = y * y;
     q = SX_TANH_SHORT_7;
@@ -449,8 +451,8 @@ SX_INLINE float sx_softcap_f32(float given, double cap, const sx_scale *half, fl
     q = sx_fma_f64(q, w, SX_TANH_SHORT_1);
     q = sx_fma_f64(q, w, SX_TANH_SHORT_0);
     q = sx_fma_f64(q, w, SX_THIRD);
-    y = y < SX_TANH_UP_TO ? size + size * (q * w) : cap - cap * (2.0 * e / sum);
-    *slope = size < INFINITY ? (float)(4.0 * e / (sum * sum)) : 1.0f;
+    y = y < SX_TANH_UP_TO ? size + size * (q * w) : cap - cap * (2.0 * e * per_sum);
+    *slope = size < INFINITY ? (float)(4.0 * e * per_sum * per_sum) : 1.0f;
     y = size < INFINITY ? y : size;
     return (float)copysign(x == x ? y : x, x);
 }
