@@ -1,6 +1,6 @@
 """How fast `softxent eval` is beside merely reading the same file, and how much memory it takes.
 
-    python benchmarks/eval_speed.py [--size 4] [--classes 1000] [--rounds 5] [--blocks 8 ...]
+    python benchmarks/eval_speed.py [--size 4] [--classes 1000] [--rounds 5] [--blocks 4 ...]
 
 Makes a float32 file of SIZE GB (random numbers, repeated) and its class numbers in a folder of its
 own, reads it once so that it is in the page cache, and then takes turns: reading it in pieces of
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--size", type=float, default=4.0, help="GB of logits")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--blocks", type=int, nargs="+", default=[8], help="MiB")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[4], help="MiB")
     parser.add_argument("--no-grad", action="store_true")
     parser.add_argument("--folder", help="where the files are made; default: the temporary one")
     parser.add_argument("--child", help=argparse.SUPPRESS)

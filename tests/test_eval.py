@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 
 import softxent as sx
+from softxent.cli import _gradient_file, main
 from softxent.cli import eval as command
-from softxent.cli import main
 
 #: Set to 1, Linux grants any amount of memory.
 OVERCOMMITS = Path("/proc/sys/vm/overcommit_memory")
@@ -494,7 +494,7 @@ def test_not_enough_memory(evaluate, monkeypatch):
     def no_memory(*_):
         raise MemoryError("Unable to allocate 1 TiB")
 
-    monkeypatch.setattr(command.np, "empty", no_memory)
+    monkeypatch.setattr(np, "empty", no_memory)
     error = evaluate(status=1)
     assert "not enough memory" in error
     assert "1 TiB" in error
@@ -609,7 +609,7 @@ def test_gradient_into_a_read_only_folder(evaluate):
 def test_folder_that_refuses(evaluate, monkeypatch):
     """As one that is read-only, which root does not notice."""
     save_both()
-    monkeypatch.setattr(command.os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "access", lambda *_: False)
     assert "no permission" in evaluate("--grad", "g.npy", status=1)
 
 
@@ -662,7 +662,7 @@ def test_full_disk(evaluate, monkeypatch, nth):
     logits, targets = save_both()
     plain = figures_of(evaluate("--json", "--grad", "plain.npy").result)
     os.unlink("plain.npy")
-    monkeypatch.setattr(command, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(_gradient_file, "CHECKPOINT_SECONDS", 0.0)
     write = os.write
     calls = []
 
@@ -724,11 +724,11 @@ def test_a_limit_on_the_size_of_files(python):
 #: goes on with `--resume`, until one lives to the end. Prints what every chain of children came to.
 DEATHS = """
 import hashlib, importlib.metadata, io, itertools, json, os, signal, sys
-from softxent.cli import eval as command, main
+from softxent.cli import _gradient_file, eval as command, main
 
 SIGNAL = getattr(signal, sys.argv[1])
 STEPS = ("write", "fsync", "replace", "unlink", "ftruncate", "truncate")
-command.BLOCK_BYTES, command.PIECE_BYTES, command.CHECKPOINT_SECONDS = 700, 40, 0.0
+command.BLOCK_BYTES, command.PIECE_BYTES, _gradient_file.CHECKPOINT_SECONDS = 700, 40, 0.0
 command._crew = lambda job, with_grad: (int(sys.argv[2]), 1)
 os.fsync = lambda fd: None  # what has been written outlives a process, if not the machine
 
@@ -794,8 +794,11 @@ print(json.dumps(chains))
 
 
 @posix
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
-@pytest.mark.parametrize(("order", "workers"), [("C", 1), ("C", 3), ("F", 3)])
+@pytest.mark.parametrize(("name", "order", "workers"), [
+    ("SIGKILL", "C", 1),  # the same steps in the same order each time
+    ("SIGKILL", "F", 3),  # blocks of several pieces, written at the same time
+    ("SIGINT", "C", 3),
+])
 def test_death_at_every_step(python, evaluate, name, workers, order):
     """Whenever a run ends early, the next goes on, and comes to the same bits and figures."""
     logits, targets = save_both(order=order)
@@ -828,8 +831,8 @@ def test_death_at_every_step(python, evaluate, name, workers, order):
 #: The command, slowed down to 50 blocks a second a worker.
 SLOW = """
 import sys, time
-from softxent.cli import eval as command, main
-command.BLOCK_BYTES, command.CHECKPOINT_SECONDS = 700, 0.0
+from softxent.cli import _gradient_file, eval as command, main
+command.BLOCK_BYTES, _gradient_file.CHECKPOINT_SECONDS = 700, 0.0
 fast = command.accuracy
 def slow(*arguments, **options):
     open("started", "w").close()
@@ -906,7 +909,7 @@ def interrupted(evaluate, monkeypatch, capsys):
 
     def run(*arguments, blocks=2):
         with monkeypatch.context() as patch:
-            record = command._Gradient.record
+            record = _gradient_file.GradientFile.record
             calls = []
 
             def stopping(self, *block):
@@ -915,7 +918,7 @@ def interrupted(evaluate, monkeypatch, capsys):
                 if len(calls) == blocks:
                     raise KeyboardInterrupt
 
-            patch.setattr(command._Gradient, "record", stopping)
+            patch.setattr(_gradient_file.GradientFile, "record", stopping)
             patch.setattr(command, "_crew", lambda job, with_grad: (1, 1))
             assert main(["eval", "logits.npy", "targets.npy", "--grad", "g.npy", *arguments]) == 1
         assert "--resume continues" in capsys.readouterr().err
@@ -1021,7 +1024,7 @@ def test_resume_of_what_is_damaged(evaluate, interrupted, damage):
     files("logits.npy", "targets.npy", "g.npy")
 
 
-@pytest.mark.parametrize("change", range(-60, 0))
+@pytest.mark.parametrize("change", range(-58, 0, 3))
 def test_resume_with_a_damaged_end_of_the_journal(evaluate, interrupted, change):
     """Lines count up to the first that is not whole; those blocks are computed again."""
     logits, targets = save_both()
@@ -1034,7 +1037,7 @@ def test_resume_with_a_damaged_end_of_the_journal(evaluate, interrupted, change)
     with open("g.npy.progress", "wb") as file:
         file.write(data)
     # Where a block is not in the journal, anything may be in the file.
-    lines, _ = command._journal_lines(bytes(data))
+    lines, _ = _gradient_file._journal_lines(bytes(data))
     assert 1 <= len(lines) <= 3
     with open("g.npy.partial", "r+b") as file:
         for block in set(range(4)) - {int(line.split()[0]) for line in lines[1:]}:
@@ -1048,8 +1051,8 @@ def test_checkpoints_are_not_made_for_each_block(evaluate, monkeypatch):
     """They cost the disk's time; a crash may cost CHECKPOINT_SECONDS of work."""
     save_both(n=2000)
     appended = []
-    append = command._Gradient._append
-    monkeypatch.setattr(command._Gradient, "_append",
+    append = _gradient_file.GradientFile._append
+    monkeypatch.setattr(_gradient_file.GradientFile, "_append",
                         lambda self, data: (appended.append(data), append(self, data)))
     evaluate("--grad", "g.npy")
     assert len(appended) == 2  # the header, and all blocks at the end
@@ -1070,7 +1073,7 @@ raise SystemExit(status)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(("order", "shape", "more"), [
-    ("C", (150_000, 1000), ()), ("F", (15_000, 10_000), ()), ("C", (5_000_000, 30), ()),
+    ("C", (5_000_000, 30), ()), ("F", (15_000, 10_000), ()),
     ("F", (150_000, 1000), ("--grad", "g.npy")), ("C", (150_000, 1000), ("--grad", "g.npy")),
 ], ids=str)
 def test_peak_memory(python, folder, order, shape, more):
@@ -1122,11 +1125,11 @@ def on_a_terminal(script, *arguments):
 def test_progress_bar(folder):
     """On a terminal, on stderr; not left behind."""
     pytest.importorskip("tqdm", reason="the bar: pip install 'softxent[cli]'")
-    save_both(n=3000)
+    save_both(n=1000)
     out, shown = on_a_terminal(SLOW, "--json")
-    assert json.loads(out)["rows"] == 3000
+    assert json.loads(out)["rows"] == 1000
     assert "softxent eval: " in shown
-    assert "/84.0k" in shown
+    assert "/28.0k" in shown
     assert "\n" not in shown
 
 
