@@ -286,7 +286,7 @@ def test_bad_probability(level, dtype, value, n_classes, order):
     t[1, 17, n_classes - 1] = value
     t[1, 23, 0] = -3
     options = {"backend": level.backend, "label_smoothing": 0.1}
-    wanted = rf"finite and >= 0, got targets\[1, 17, {n_classes - 1}\] = {t[1, 17, -1]:g}"
+    wanted = rf"finite and >= 0, got targets\[1, 17, {n_classes - 1}\] = {t[1, 17, -1]}"
     for call in (sx.cross_entropy, sx.cross_entropy_with_grad):
         with pytest.raises(ValueError, match=wanted):
             call(z, t, **options)
@@ -465,6 +465,70 @@ def test_probabilities_of_every_float_type(level, dtype):
             for order in "CF":
                 given = np.asarray(t.astype(code), order=order)
                 assert bits(*with_grad(z, given, level.backend)) == expected, code
+
+
+def test_probabilities_are_judged_as_they_are_given(level):
+    """Whatever the logits' type: not after a conversion that rounds, flushes or overflows."""
+    one = {"reduction": "none", "backend": level.backend}
+    single, double = np.float32, np.float64
+    for n_classes in (3, 70, 1030):
+        z = np.zeros((1, n_classes))
+        t = np.zeros((1, n_classes))
+        t[0, 0] = 1
+        masked = z.copy()
+        masked[0, 1] = -INF
+        for logit, target, value in ((single, double, 1e-40), (single, double, 1e-50),
+                                     (double, single, 1e-39), (single, np.longdouble, 5e-324)):
+            t[0, 1] = value
+            for scale in (1, 2e6):    # the slow lane agrees
+                row = masked.copy()
+                row[0, [0, 2]] = scale
+                loss = sx.cross_entropy(row.astype(logit), t.astype(target), **one)
+                assert loss == INF, (logit, target, value, scale)
+        t[0, 1] = 1e-39
+        z[0, 1] = -1e39
+        loss = sx.cross_entropy(z, t.astype(single), **one)
+        np.testing.assert_allclose(loss, math.log(n_classes - 1) + 1, rtol=1e-5)
+        z[0, 1] = 0
+        for logit, target, value in ((single, double, -1e-46), (double, single, -1e-39),
+                                     (single, double, -5e-324)):
+            t[0, 1] = value
+            with pytest.raises(ValueError, match=r"targets\[0, 1\] = -"):
+                sx.cross_entropy(z.astype(logit), t.astype(target), **one)
+        t[0, :2] = 1e39    # legal, and beyond float32: the loss too
+        total = sx.cross_entropy(z.astype(single), t, reduction="sum", backend=level.backend)
+        np.testing.assert_allclose(total, 2e39 * math.log(n_classes), rtol=1e-6)
+        with pytest.raises(ValueError, match=r"targets\[0, 0\] = -"):
+            sx.cross_entropy(z, -t, divisor=0, backend=level.backend)
+
+
+def test_class_weights_that_are_subnormal(level):
+    """Of float32 logits they cancel in a mean."""
+    options = {"label_smoothing": 0.1, "backend": level.backend}
+    expected = sx.cross_entropy(logits(), TARGETS, **options)
+    got = sx.cross_entropy(logits(), TARGETS, class_weight=np.full(C, 1e-310), **options)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_a_flat_softcap_takes_any_factor(level):
+    """Where the slope is 0 the gradient is, however large what it multiplies."""
+    for n_classes in (3, 65, 1030):
+        z = np.zeros((1, n_classes), np.float32)
+        z[0, 0] = 5000
+        for options in ({"upstream": 1e39}, {"upstream": 1e39, "label_smoothing": 0.1},
+                        {"z_loss": 1e37}):
+            _, g = sx.cross_entropy_with_grad(z, [1], softcap=30.0, backend=level.backend,
+                                              **options)
+            assert g[0, 0] == 0
+            assert not np.isnan(g).any()
+
+
+def test_text_is_no_number(level):
+    for name in ("label_smoothing", "temperature", "softcap", "z_loss"):
+        with pytest.raises(TypeError, match=f"{name} must be a number, got '1'"):
+            sx.cross_entropy(logits(), TARGETS, backend=level.backend, **{name: "1"})
+    with pytest.raises(TypeError, match="probs must be float32"):
+        sx.softmax_vjp(TARGETS, TARGETS)
 
 
 def test_a_thread_with_a_small_stack(level):

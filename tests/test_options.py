@@ -511,3 +511,23 @@ def test_settings_have_every_option():
     assert on == {"label_smoothing", "temperature", "softcap", "z_loss"}
     assert {setting.kind for setting in SETTINGS.values()} == {"classes", "probabilities"}
     assert all(isinstance(SETTINGS[name], Setting) for name in FEW)
+
+
+def test_softmax_at_low_temperature_beyond_the_small_limit(level):
+    """Level v2's limit is small: a temperature must not make it smaller still."""
+    rng = np.random.default_rng(5)
+    for temperature in (0.01, 1.0, 100.0):
+        z = (rng.uniform(-7, 0, (50, 40)) + 10.5) * temperature / 0.01
+        z[:, 0] = 10.5 * temperature / 0.01
+        true = truth.softmax(z, temperature)
+        got = sx.softmax(z, temperature=temperature, backend=level.backend)
+        normal = true >= truth.F["float64"]
+        assert truth.ulp_error(got, true, "float64")[normal].max() <= 6
+
+
+def test_entropy_close_to_0_at_low_temperature(level):
+    z = np.array([[7.12, 0.0], [7.05, 0.0]])
+    got = sx.softmax_entropy(z, temperature=0.01, backend=level.backend)
+    true = truth.entropy(z, 0.01)
+    errors = truth.ulp_error(got, true, "float64", 2 * truth.F["float64"])
+    assert errors.max() <= 16

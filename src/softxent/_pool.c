@@ -91,7 +91,7 @@ static enum sx_outcome run_alone(struct job *job)
    Longer spinning fights BLAS's threads for the cores (DESIGN, "Threads": a trainer's step takes
    8.2-8.4 ms with 2,000, 8.7-12.6 ms with libgomp's spinning). */
 #define SPINS 2000
-/* Kernels use up to 128 KiB of it; thread-local storage of other libraries is taken from it too. */
+/* Kernels use a few KiB of it; other libraries' thread-local storage is taken from it too. */
 #define STACK_BYTES ((size_t)1 << 20)
 /* A caller that waits for a worker's long piece looks for Ctrl-C this often. */
 #define WAIT_NANOSECONDS 50000000L

@@ -102,7 +102,7 @@ def normalise(
     TypeError, ValueError, IndexError
         As docs/errors.md lists them; nothing has been written.
     """
-    z, dtype = _logits(logits, targets)
+    z, dtype = _logits(logits, targets, "logits" if cotangent is None else "probs")
     last = _axis(axis, z)
     moved = classes_last(z, last)
     rows_shape = moved.shape[:-1]
@@ -283,21 +283,23 @@ def _plain(array: ArrayLike, name: str) -> NDArray[Any]:
         raise TypeError(f"{name} cannot be read as an array: {error}") from error
 
 
-def _logits(logits: ArrayLike, targets: ArrayLike | None) -> tuple[NDArray[np.floating], str]:
+def _logits(
+    logits: ArrayLike, targets: ArrayLike | None, argument: str
+) -> tuple[NDArray[np.floating], str]:
     """Return the logits as an array, and the name of their dtype."""
-    z = _plain(logits, "logits")
+    z = _plain(logits, argument)
     name = dtype_name(z.dtype)
     if not name:
-        cure = "convert them with logits.astype(numpy.float32)"
+        cure = f"convert them with {argument}.astype(numpy.float32)"
         if z.dtype.kind in "iub" and getattr(targets, "ndim", 0) == z.ndim + 1:
             cure = "are logits and targets swapped? logits come first"
-        elif z.dtype.kind in "iub":
+        elif z.dtype.kind in "iub" and targets is not None:
             cure += "; class numbers are targets, the second argument"
-        raise TypeError(f"logits must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, got {z.dtype}; "
-                        f"{cure}")
+        raise TypeError(f"{argument} must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, got "
+                        f"{z.dtype}; {cure}")
     if z.ndim == 0:
         raise ValueError(
-            "logits must have a class axis: shape (C,) for one row, (N, C) for N; got a scalar"
+            f"{argument} must have a class axis: shape (C,) for one row, (N, C) for N; got a scalar"
         )
     return z, name
 
@@ -412,7 +414,7 @@ def check_probabilities(call: Call, axis: int, ndim: int) -> None:
         at = np.unravel_index(np.arange(start, min(start + step, call.n_rows)), rows)
         for first in range(0, t.shape[-1], _CHUNK):
             where_in_t: tuple[Any, ...] = (*at, slice(first, first + _CHUNK))
-            block = t[where_in_t].astype(np.float64)
+            block = t[where_in_t]
             bad = ~((block >= 0) & (block < np.inf))
             if call.sample_weight is not None:
                 bad &= (call.sample_weight[at] != 0)[:, None]
@@ -422,7 +424,7 @@ def check_probabilities(call: Call, axis: int, ndim: int) -> None:
                 where.insert(axis, int(column) + first)
                 raise ValueError(
                     f"probability targets must be finite and >= 0, got targets{where} = "
-                    f"{block[row, column]:g}; logits or log-probabilities? pass their softmax"
+                    f"{block[row, column]}; logits or log-probabilities? pass their softmax"
                 )
 
 
@@ -488,6 +490,8 @@ def _cotangent(array: ArrayLike, z: NDArray[np.floating]) -> NDArray[Any]:
 
 def _number(value: Any, name: str, least: float, most: float) -> float:
     try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError
         number = float(value)
     except OverflowError:
         number = math.inf
@@ -496,6 +500,8 @@ def _number(value: Any, name: str, least: float, most: float) -> float:
     if not least <= number <= most:
         if (least, most) == _SCALES:
             wanted = "> 0 and finite (2**-500 … 2**500)"
+            if name == "softcap":
+                wanted += ", or None for no cap"
         elif most == _MOST:
             wanted = ">= 0 and finite"
         else:

@@ -49,6 +49,8 @@ def execute(plan: Plan, problem: Problem) -> tuple[Any, Any]:
         call.out_map = moved if problem.rows_shape else moved[np.newaxis]
     result = out if problem.given_out is None else problem.given_out
     if problem.divisor == 0.0:
+        if problem.key.targets == "probabilities":
+            check_probabilities(call, problem.axis, problem.logits.ndim)
         if out is not None:
             out.fill(0.0)
         return 0.0, result

@@ -38,7 +38,8 @@ def accuracy(
     targets : array of integers, the logits' shape without `axis`
         Class numbers 0 ... C-1, or `ignore_index`.
     k : int, default 1
-        >= 1. Of equal logits the one of the lower class comes first.
+        >= 1; from C on every target is found. Of equal logits the one of the lower class comes
+        first.
     axis : int, default -1
         The classes' axis.
     ignore_index : int or None, default -100

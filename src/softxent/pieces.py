@@ -214,7 +214,8 @@ def softmax_vjp(
 
     Notes
     -----
-    Sums and differences are taken in float64, and rounded once. With `softmax` at a temperature the
+    Sums and differences are taken in float64. p are probabilities: logits passed here give
+    numbers without a meaning. With `softmax` at a temperature the
     derivative with respect to its logits is this divided by the temperature. Memory: as
     `cross_entropy`.
 

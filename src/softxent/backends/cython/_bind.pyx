@@ -28,6 +28,7 @@ cdef extern from "call.h" nogil:
         sx_rows rows
         int64_t class_stride
         int64_t direct
+        int64_t holds_probabilities
     ctypedef struct sx_call:
         int64_t op, n_rows, n_classes, n_axes
         int64_t shape[SX_MAX_AXES]
@@ -94,6 +95,7 @@ cdef class Bound:
         self.matrix(&self.call.logits, call.logits)
         self.matrix(&self.call.out_map, call.out_map)
         self.matrix(&self.call.soft, call.soft_targets)
+        self.call.soft.holds_probabilities = 1
         self.rows(&self.call.targets, call.targets)
         self.rows(&self.call.sample_weight, call.sample_weight)
         self.rows(&self.call.upstream, call.upstream)
@@ -132,7 +134,7 @@ cdef class Bound:
     cdef int narrow_class_weight(self, object class_weight) except -1:
         cdef cnp.ndarray narrow = np.empty(len(class_weight), np.float32)
         most = class_weight.max() or 1.0
-        unit = 2.0 ** (int(np.frexp(most)[1]) - 1)
+        unit = 2.0 ** max(int(np.frexp(most)[1]) - 1, -1022)    # its inverse is finite
         np.divide(class_weight, unit, out=narrow, casting="unsafe")
         least = np.min(class_weight, initial=most, where=class_weight > 0.0)
         if least < NARROW_LEAST * unit:
@@ -140,6 +142,7 @@ cdef class Bound:
         self.owners.append(narrow)
         self.call.class_weight_real = cnp.PyArray_DATA(narrow)
         self.call.class_unit = unit
+        self.call.class_weight_mean /= unit
         return 0
 
     cdef int rows(self, sx_rows* into, object array) except -1:

@@ -20,6 +20,11 @@ cdef void load_block(const sx_matrix* matrix, const char* p, int64_t length,
         if matrix.direct == SX_SIXTEEN:
             sx_widen(<const uint16_t*>p, matrix.rows.type & SX_TYPE_BRAIN != 0, length, to)
             return
+        if matrix.holds_probabilities:
+            for k in range(length):
+                to[k] = sx_probability_f32(sx_load_real(p + k * matrix.class_stride,
+                                                        matrix.rows.type))
+            return
     for k in range(length):
         to[k] = <real>sx_load_real(p + k * matrix.class_stride, matrix.rows.type)
 
@@ -129,7 +134,9 @@ cdef inline const real* soft_block(const sx_call* call, Rows* rows, int64_t j, i
     p = rows.t[j] + k0 * call.soft.class_stride
     if call.soft.direct == SX_IN_PLACE:
         return <const real*>p
+    sx_float_subnormals(True)    # see reduce_soft
     load_block(&call.soft, p, length, room)
+    sx_float_subnormals(False)
     return room
 
 
@@ -151,20 +158,18 @@ cdef void map_given(const sx_call* call, Rows* rows, int64_t j, const real* x, c
                            const sx_scale* half, char* room) noexcept nogil:
     cdef real* z = <real*>(room + ROOM_CAPPED)
     cdef real* slope = <real*>(room + ROOM_SLOPE)
-    cdef int64_t i
     if rows.lane[j] != FAST:
         return
     if call.softcap != 0.0:
         cap(call, half, x, length, z, slope)
         x = z
+    else:
+        slope = NULL
     if call.op == LOG_SOFTMAX:
         map_log(rows, j, x, out, length, scale)
     elif t != NULL or call.smoothing > 0.0:
-        map_mixed(call, rows, j, x, t, out, k0, length, scale, room)
+        map_mixed(call, rows, j, x, t, slope, out, k0, length, scale, room)
     else:
-        map_run(rows, j, x, out, length, scale)
-    if call.softcap != 0.0:
-        for i in range(length):
-            out[i] *= slope[i]
+        map_run(rows, j, x, slope, out, length, scale)
 
 

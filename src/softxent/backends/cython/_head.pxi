@@ -59,7 +59,7 @@ cdef void head_mixed(const sx_call* call, Rows* rows, const scaling* scale) noex
     cdef double hard, w, n, z_y, moved, impossible, unit, soft_mass, soft_gap, flat_gap
     cdef double inverse = inverse_of(scale), narrow = 1.0 / call.class_unit
     cdef double keep = 1.0 - call.smoothing, spread = call.smoothing / call.n_classes
-    cdef double spread_mass = call.smoothing * (call.class_weight_mean * narrow)
+    cdef double spread_mass = call.smoothing * call.class_weight_mean
     cdef double z_loss = call.z_loss * narrow, has_z_loss = 1.0 if call.z_loss > 0.0 else 0.0
     cdef double has_classes = 1.0 if call.soft.rows.data == NULL else 0.0
     # A single class: p = 1, and what is left of A p - A is nothing.
@@ -99,7 +99,7 @@ cdef void head_mixed(const sx_call* call, Rows* rows, const scaling* scale) noex
         gap = (keep * soft_gap + spread * flat_gap) * inverse * unit
         value = hard * surprise(e_y, others, total, low)
         value = value if hard > 0.0 else 0.0
-        value = (value + mass * sx_log1p_any(beside / e_top)) + gap
+        value = (value + times(sx_log1p_any(beside / e_top), mass)) + gap
         value = value + z_loss * lse * lse
         value = INFINITY if impossible > 0.0 else value
         rows.value[j] = or_nan(value, total)
@@ -121,7 +121,7 @@ cdef void head_entropy(Rows* rows, const scaling* scale) noexcept nogil:
         total = apart + rows.e_top[j]
         rows.value[j] = or_nan(
             sx_log1p_any(apart / rows.e_top[j])
-            + summed(rows.mix[j], rows.mix_carry[j]) / MIX_UNIT / total * inverse_of(scale), total)
+            + summed(rows.mix[j], rows.mix_carry[j]) * inverse_of(scale) / MIX_UNIT / total, total)
 
 
 cdef void head_piece(Rows* rows, const scaling* scale) noexcept nogil:
@@ -152,9 +152,9 @@ cdef void finish_apart(const sx_call* call, Rows* rows) noexcept nogil:
             v = call.class_weight[rows.y[j]] / call.class_unit if call.class_weight != NULL else 1.0
             rows.apart[j] += times(v, rows.c[j])
         if call.softcap != 0.0:
-            capped(call, sx_load_real(rows.z[j] + rows.y[j] * call.logits.class_stride,
-                                      call.logits.rows.type), &slope)
-            rows.apart[j] *= slope
+            capped(call, rows.half, sx_load_real(rows.z[j] + rows.y[j] * call.logits.class_stride,
+                                                  call.logits.rows.type), &slope)
+            rows.apart[j] = times(slope, rows.apart[j])
 
 
 cdef void head(const sx_call* call, Rows* rows, int64_t first,
@@ -203,7 +203,11 @@ cdef int finish_reduce(const sx_call* call, Rows* rows, int64_t first, real* unu
         if rows.lane[j] == FAST and not is_plain(call) and not (rows.soft.gap[j] < INFINITY
                                                                and rows.flat.gap[j] < INFINITY):
             rows.lane[j] = SLOW    # overflow, of float64 logits
-        if rows.lane[j] == SLOW and reduce_slow(call, rows, j, scale, control):
-            return SX_STOPPED
+        if rows.lane[j] == SLOW:
+            # An option that sent every row here may make subnormal logits count.
+            sx_float_subnormals(call.all_slow != 0)
+            if reduce_slow(call, rows, j, scale, control):
+                return SX_STOPPED
+            sx_float_subnormals(False)
     head(call, rows, first, scale)
     return 0

@@ -4,19 +4,25 @@ cdef inline bint is_narrow(double factor) noexcept nogil:
     return NARROW_LEAST <= fabs(factor) <= NARROW_MOST or factor == 0.0
 
 
-cdef inline real widely(real e, double factor) noexcept nogil:
-    return <real>times(e, factor)
+cdef inline double at_slope(const real* slope, int64_t i) noexcept nogil:
+    return slope[i] if slope != NULL else 1.0
 
 
-cdef inline void map_run(Rows* rows, int64_t j, const real* x, real* out, int64_t length,
-                         const scaling* scale) noexcept nogil:
-    # Gradient or softmax of consecutive classes; x and out are the same memory or apart.
+cdef inline real widely(real e, double factor, double slope) noexcept nogil:
+    # A slope of 0 takes a factor that overflowed with it.
+    return <real>times(slope, times(e, factor))
+
+
+cdef inline void map_run(Rows* rows, int64_t j, const real* x, const real* slope, real* out,
+                         int64_t length, const scaling* scale) noexcept nogil:
+    # Gradient or softmax of consecutive classes; x and out are the same memory or apart. slope: the
+    # softcap's, or NULL.
     cdef real k, low, a = <real>rows.a[j]
     cdef int64_t i
     power_of(rows.n[j], &k, &low, scale)
     if not is_narrow(rows.a[j]):
         for i in range(length):
-            out[i] = widely(exp_of(x[i], k, low, scale), rows.a[j])
+            out[i] = widely(exp_of(x[i], k, low, scale), rows.a[j], at_slope(slope, i))
         return
     # Two loops, for a compiler that cannot know `the same or apart` runs a scalar one.
     if x == out:
@@ -25,6 +31,9 @@ cdef inline void map_run(Rows* rows, int64_t j, const real* x, real* out, int64_
     else:
         for i in range(length):
             out[i] = fma_of(exp_of(x[i], k, low, scale), a, <real>0.0)
+    if slope != NULL:
+        for i in range(length):
+            out[i] *= slope[i]
 
 
 cdef inline void map_log(Rows* rows, int64_t j, const real* x, real* out, int64_t length,
@@ -60,8 +69,8 @@ cdef double beside(const sx_call* call, Rows* rows, int64_t j, double t,
 
 
 cdef void map_mixed(const sx_call* call, Rows* rows, int64_t j, const real* x, const real* t,
-                           real* out, int64_t k0, int64_t length, const scaling* scale,
-                           char* room) noexcept nogil:
+                    const real* slope, real* out, int64_t k0, int64_t length, const scaling* scale,
+                    char* room) noexcept nogil:
     # The gradient where probabilities or smoothing are in it: e a + b u + c v.
     cdef const real* v = <const real*>call.class_weight_real
     cdef const real* u
@@ -70,10 +79,11 @@ cdef void map_mixed(const sx_call* call, Rows* rows, int64_t j, const real* x, c
     if is_wide(call, rows, j):
         power_of(rows.n[j], &k, &low, scale)
         for i in range(length):
-            out[i] = <real>(times(exp_of(x[i], k, low, scale), rows.a[j])
-                            + beside(call, rows, j, t[i] if t != NULL else <real>0.0, k0 + i))
+            out[i] = <real>times(at_slope(slope, i), (
+                times(exp_of(x[i], k, low, scale), rows.a[j])
+                + beside(call, rows, j, t[i] if t != NULL else <real>0.0, k0 + i)))
         return
-    map_run(rows, j, x, out, length, scale)
+    map_run(rows, j, x, <const real*>NULL, out, length, scale)
     if t != NULL:
         u = weighted(call, t, k0, length, <real*>(room + ROOM_MASS))
         for i in range(length):
@@ -85,9 +95,12 @@ cdef void map_mixed(const sx_call* call, Rows* rows, int64_t j, const real* x, c
         else:
             for i in range(length):
                 out[i] = fma_of(v[k0 + i], c, out[i])
+    if slope != NULL:
+        for i in range(length):
+            out[i] *= slope[i]
 
 
-cdef void map_columns_mixed(const sx_call* call, Rows* rows, const real* t,
+cdef void map_columns_mixed(const sx_call* call, Rows* rows, const real* t, real* slope,
                             real* e) noexcept nogil:
     cdef real a[GROUP]
     cdef real b[GROUP]
@@ -101,9 +114,11 @@ cdef void map_columns_mixed(const sx_call* call, Rows* rows, const real* t,
         c[j] = <real>rows.c[j]
         if j < rows.count and is_wide(call, rows, j):
             for i in range(classes):
-                e[i * GROUP + j] = <real>(
+                e[i * GROUP + j] = <real>times(at_slope(slope, i * GROUP + j), (
                     times(e[i * GROUP + j], rows.a[j])
-                    + beside(call, rows, j, t[i * GROUP + j] if t != NULL else <real>0.0, i))
+                    + beside(call, rows, j, t[i * GROUP + j] if t != NULL else <real>0.0, i)))
+                if slope != NULL:
+                    slope[i * GROUP + j] = 1.0
             a[j] = 1.0
             b[j] = 0.0
             c[j] = 0.0
@@ -119,10 +134,10 @@ cdef void map_columns_mixed(const sx_call* call, Rows* rows, const real* t,
                 e[i * GROUP + j] = fma_of(weight, c[j], e[i * GROUP + j])
 
 
-cdef void map_columns(const sx_call* call, Rows* rows, const real* x, const real* t, real* e,
-                      const scaling* scale) noexcept nogil:
+cdef void map_columns(const sx_call* call, Rows* rows, const real* x, const real* t, real* slope,
+                      real* e, const scaling* scale) noexcept nogil:
     # C <= 64: from kept e (log_softmax: from x) to the result, in e; the target's entry with it.
-    # t: the probabilities, or NULL.
+    # t: the probabilities, or NULL; slope: the softcap's, or NULL, used up here.
     cdef real a[GROUP]
     cdef real apart[GROUP]
     cdef real targets[GROUP]
@@ -140,12 +155,21 @@ cdef void map_columns(const sx_call* call, Rows* rows, const real* x, const real
         a[j] = <real>rows.a[j]
         if j < rows.count and not is_narrow(rows.a[j]) and not mixed:
             for i in range(classes):
-                e[i * GROUP + j] = widely(e[i * GROUP + j], rows.a[j])
+                e[i * GROUP + j] = widely(e[i * GROUP + j], rows.a[j],
+                                          at_slope(slope, i * GROUP + j))
+                if slope != NULL:
+                    slope[i * GROUP + j] = 1.0
             a[j] = 1.0
         apart[j] = <real>rows.apart[j]
         targets[j] = <real>rows.y[j]      # -1 in a softmax: no such class
     if mixed:
-        map_columns_mixed(call, rows, t, e)
+        map_columns_mixed(call, rows, t, slope, e)
+        for j in range(GROUP):
+            a[j] = 1.0
+    if slope != NULL:
+        for i in range(classes):
+            for j in range(GROUP):
+                e[i * GROUP + j] = fma_of(e[i * GROUP + j], a[j], <real>0.0) * slope[i * GROUP + j]
         for j in range(GROUP):
             a[j] = 1.0
     if classes == 1 and call.op == SOFTMAX:
@@ -165,14 +189,15 @@ cdef int map_slow(const sx_call* call, Rows* rows, int64_t j, char* g, int64_t g
     cdef double value, slope, t = 0.0, power_k, power_low
     cdef bint mixed = call.op == CROSS_ENTROPY and not is_plain(call)
     power_of(rows.n[j], &power_k, &power_low, scale)
+    sx_float_subnormals(call.all_slow != 0)
     for k in range(call.n_classes):
         if rows.lane[j] == SKIPPED:
             value = 0.0
         elif rows.lane[j] == POISONED:
             value = NAN
         else:
-            value = capped(call, sx_load_real(rows.z[j] + k * call.logits.class_stride,
-                                              call.logits.rows.type), &slope)
+            value = capped(call, rows.half, sx_load_real(rows.z[j] + k * call.logits.class_stride,
+                                                         call.logits.rows.type), &slope)
             if call.op == LOG_SOFTMAX:
                 value = half_way(value, rows.high[j], 0.0, scale) - rows.low[j]
             else:
@@ -181,10 +206,11 @@ cdef int map_slow(const sx_call* call, Rows* rows, int64_t j, char* g, int64_t g
                 if call.soft.rows.data != NULL:
                     t = sx_load_real(rows.t[j] + k * call.soft.class_stride, call.soft.rows.type)
                 value += beside(call, rows, j, t, k)
-            value *= slope
+            value = times(slope, value)
         sx_store_real(g + k * g_stride, g_kind, value)
         if (k & 65535) == 65535 and sx_tick(control, 65536):
             return SX_STOPPED
+    sx_float_subnormals(False)
     return 0
 
 

@@ -403,6 +403,7 @@ cdef void reduce_columns(Rows* rows, int64_t classes, const real* x, real* e,
     cdef real k_of[GROUP]
     cdef real low_of[GROUP]
     cdef real value, at
+    cdef scaling own = scale[0]    # a store to e cannot change it: the loop below becomes vectors
     cdef int64_t i, j
     for j in range(GROUP):
         tops[j] = -INFINITY
@@ -427,7 +428,7 @@ cdef void reduce_columns(Rows* rows, int64_t classes, const real* x, real* e,
     for i in range(classes):
         at = <real>i
         for j in range(GROUP):
-            value = exp_of(x[i * GROUP + j], k_of[j], low_of[j], scale)
+            value = exp_of(x[i * GROUP + j], k_of[j], low_of[j], &own)
             e[i * GROUP + j] = value
             value = <real>0.0 if targets[j] == at else value
             e_tops[j] = value if places[j] == at else e_tops[j]
@@ -530,13 +531,12 @@ cdef void reduce_mix_columns(Rows* rows, int64_t classes, const real* x,
 
 # ---- reduce: the slow lane -----------------------------------------------------------------------
 
-cdef double capped(const sx_call* call, double x, double* slope) noexcept nogil:
-    cdef sx_scale half
+cdef double capped(const sx_call* call, const sx_scale* half, double x,
+                   double* slope) noexcept nogil:
     slope[0] = 1.0
     if call.softcap == 0.0:
         return x
-    sx_scale_by(&half, 0.5 * call.softcap)
-    return sx_softcap_f64(x, call.softcap, &half, slope)
+    return sx_softcap_f64(x, call.softcap, half, slope)
 
 
 cdef inline double slow_gap(double u, double top, double z, double unit) noexcept nogil:
@@ -556,7 +556,7 @@ cdef int reduce_slow(const sx_call* call, Rows* rows, int64_t j, const scaling* 
     cdef double least = INFINITY, unit = 1.0, power_k, power_low, mix_k, mix_low
     cdef bint has_nan = False
     for k in range(call.n_classes):
-        value = capped(call, sx_load_real(z + k * stride, kind), &slope)
+        value = capped(call, rows.half, sx_load_real(z + k * stride, kind), &slope)
         if value > top:
             top = value
             k_top = k
@@ -593,7 +593,7 @@ cdef int reduce_slow(const sx_call* call, Rows* rows, int64_t j, const scaling* 
         unit = MIX_UNIT
     rows.gap_unit[j] = unit
     for k in range(call.n_classes):
-        value = capped(call, sx_load_real(z + k * stride, kind), &slope)
+        value = capped(call, rows.half, sx_load_real(z + k * stride, kind), &slope)
         if k != k_top and k != y:
             e = exp_of(value - rows.moved[j], power_k, power_low, scale)
             sx_two_sum(&rows.rest[j], &rows.carry[j], e)
@@ -612,7 +612,7 @@ cdef int reduce_slow(const sx_call* call, Rows* rows, int64_t j, const scaling* 
             u *= v
             sx_two_sum(&rows.soft.mass[j], &rows.soft.mass_carry[j], u)
             sx_two_sum(&rows.soft.gap[j], &rows.soft.gap_carry[j], slow_gap(u, top, value, unit))
-            sx_float_subnormals(False)
+            sx_float_subnormals(call.all_slow != 0)
         if call.op == CROSS_ENTROPY and call.smoothing > 0.0:
             if value == -INFINITY and v > 0.0:
                 rows.impossible[j] = 1.0

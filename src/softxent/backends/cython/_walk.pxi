@@ -51,6 +51,7 @@ cdef extern from "call.h" nogil:
         sx_rows rows
         int64_t class_stride
         int64_t direct
+        int64_t holds_probabilities
     enum:
         SX_IN_PLACE
         SX_STRIDED
@@ -80,6 +81,7 @@ cdef extern from "call.h" nogil:
     int64_t sx_load_integer(const char* p, int64_t type)
     double sx_load_real(const char* p, int64_t type)
     void sx_store_real(char* p, int64_t type, double value)
+    float sx_probability_f32(double t)
     bint sx_is_positive_f32(float t)
     bint sx_is_positive_f64(double t)
     bint sx_is_refused_f32(float t)
@@ -125,6 +127,7 @@ cdef extern from "elementary.h" nogil:
     sx_float_state sx_float_enter()
     void sx_float_subnormals(bint kept)
     void sx_float_leave(sx_float_state state)
+    const int SX_HAS_FMA
     const double SX_LOG2E, SX_LIMIT_F32, SX_LIMIT_F64, SX_OUT_OF_REACH
 
 ctypedef fused real:
@@ -201,6 +204,7 @@ cdef struct Moments:
 # hold harmless numbers.
 cdef struct Rows:
     int64_t count
+    const sx_scale* half     # of a softcap's exp
     char* z[GROUP]
     char* g[GROUP]
     char* t[GROUP]           # probabilities
@@ -283,8 +287,9 @@ cdef inline double limit_of(real* unused, const scaling* scale) noexcept nogil:
     else:
         limit = SX_LIMIT_F64
     if scaling is sx_scale:
-        # The rounding of log2 e / temperature is not as kind as log2 e's own.
-        limit = 0.25 * limit * scale.temperature
+        # The rounding of log2 e / temperature is not as kind as log2 e's own, which shows with large
+        # limits; without FMA they are small.
+        limit = (0.25 if SX_HAS_FMA else 1.0) * limit * scale.temperature
     return limit
 
 
@@ -428,7 +433,9 @@ cdef int walk_small(const sx_call* call, Rows* rows, int64_t first, const scalin
     if call.soft.rows.data == NULL:
         t = NULL
     else:
+        sx_float_subnormals(True)
         gather(&call.soft, rows.t, rows.count, 0, classes, 1, GROUP, t)
+        sx_float_subnormals(False)
         for j in range(GROUP):
             if j >= rows.count or rows.lane[j] == SKIPPED:
                 for i in range(classes):
@@ -441,13 +448,7 @@ cdef int walk_small(const sx_call* call, Rows* rows, int64_t first, const scalin
         return SX_STOPPED
     if call.out_map.rows.data == NULL:
         return 0
-    map_columns(call, rows, x, t, e, scale)
-    if call.softcap != 0.0:
-        for j in range(GROUP):
-            if rows.y[j] >= 0:
-                slope[rows.y[j] * GROUP + j] = 1.0    # the head has seen to the target's
-        for i in range(classes * GROUP):
-            e[i] *= slope[i]
+    map_columns(call, rows, x, t, slope if call.softcap != 0.0 else <real*>NULL, e, scale)
     for j in range(rows.count):
         if rows.lane[j] != FAST:
             if map_slow(call, rows, j, <char*>(e + j), stride, kind, scale, control):
@@ -531,7 +532,9 @@ cdef int walk_tiles(const sx_call* call, Rows* rows, int64_t first, const scalin
         length = block_length(k0, classes)
         gather(&call.logits, rows.z, rows.count, k0, length, BLOCK, 1, tile)
         if has_soft:
+            sx_float_subnormals(True)
             gather(&call.soft, rows.t, rows.count, k0, length, BLOCK, 1, soft)
+            sx_float_subnormals(False)
         for j in range(rows.count):
             reduce_given(call, rows, j, <const real*>(tile + j * BLOCK),
                          <const real*>(soft + j * BLOCK) if has_soft else <const real*>NULL,
@@ -547,7 +550,9 @@ cdef int walk_tiles(const sx_call* call, Rows* rows, int64_t first, const scalin
         length = block_length(k0, classes)
         gather(&call.logits, rows.z, rows.count, k0, length, BLOCK, 1, tile)
         if has_soft:
+            sx_float_subnormals(True)
             gather(&call.soft, rows.t, rows.count, k0, length, BLOCK, 1, soft)
+            sx_float_subnormals(False)
         for j in range(rows.count):
             map_given(call, rows, j, <const real*>(tile + j * BLOCK),
                       <const real*>(soft + j * BLOCK) if has_soft else <const real*>NULL,
@@ -573,6 +578,7 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
     cdef int stopped = 0
     if call.softcap != 0.0:
         sx_scale_by(&half, 0.5 * call.softcap)
+    rows.half = &half
     if classes <= SMALL:
         together = GROUP
     elif in_order:

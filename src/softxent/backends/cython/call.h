@@ -2,6 +2,7 @@
 #ifndef SOFTXENT_CALL_H
 #define SOFTXENT_CALL_H
 
+#include <float.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -41,6 +42,7 @@ typedef struct {
     sx_rows rows;
     int64_t class_stride;
     int64_t direct;
+    int64_t holds_probabilities;
 } sx_matrix;
 
 typedef struct {
@@ -51,7 +53,7 @@ typedef struct {
     sx_matrix logits, out_map, soft;
     sx_rows targets, sample_weight, upstream;
     /* Class weights; the walk's own type, over a power of two that brings the largest into [1, 2):
-       float, or the same doubles. `class_unit` is that power. */
+       float, or the same doubles. `class_unit` is that power; the mean is over it. */
     const double *class_weight;
     const void *class_weight_real;
     double class_unit, class_weight_mean;
@@ -147,10 +149,16 @@ static inline double sx_load_long_double(const char *p, int64_t type)
 {
     unsigned char b[sizeof(long double)];
     size_t i;
-    long double x = 0.0L;
+    long double x = 0.0L, size;
     for (i = 0; i < sizeof b; i++)
         b[i] = (unsigned char)p[type & SX_TYPE_SWAPPED ? sizeof b - 1 - i : i];
     memcpy(&x, b, sizeof b);
+    /* What float64 cannot hold stays finite, and of its sign. */
+    size = x < 0.0L ? -x : x;
+    if (size > 1.7976931348623157e308L && size <= LDBL_MAX)
+        x = x < 0.0L ? -1.7976931348623157e308L : 1.7976931348623157e308L;
+    if (size > 0.0L && size < 4.9406564584124654e-324L)
+        x = x < 0.0L ? -4.9406564584124654e-324L : 4.9406564584124654e-324L;
     return (double)x;
 }
 
@@ -232,6 +240,19 @@ static inline int sx_is_refused_f64(double t)
     return u >= 0x7ff0000000000000u && u != 0x8000000000000000u;
 }
 
+/* A wider probability for a walk in float: what is none stays none, what is positive stays so, and
+   what float cannot hold is too large for any but the slow lane, which reads it as it is. */
+static inline float sx_probability_f32(double t)
+{
+    if (t < 0.0)
+        return -1.0f;
+    if (t > 0.0 && t < 0x1p-149)
+        return 0x1p-149f;
+    if (t > 0x1.fffffep127 && t < INFINITY)
+        return 0x1p127f;
+    return (float)t;
+}
+
 /* Several threads may say so at once. */
 static inline void sx_refuse(const sx_call *call)
 {
@@ -253,6 +274,7 @@ static inline void sx_refuse(const sx_call *call)
 
 #define SX_ROOM 180224 /* two tiles of 64 KiB, six blocks of 8 (_walk.pxi, ROOM_...) */
 
+/* Nothing in it outlives an sx_tick: a signal handler may run another walk in this thread there. */
 static inline char *sx_room(void)
 {
     static SX_THREAD_LOCAL char room[SX_ROOM];

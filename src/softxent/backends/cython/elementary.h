@@ -344,7 +344,7 @@ SX_INLINE double sx_exp_scaled_f64(double x, double k, double low, const sx_scal
 
 /* cap tanh(x / cap), and its derivative 4E / (1 + E)^2 with E = exp(-2|x| / cap). -inf, +inf and
    NaN stay as they are: a class that was excluded stays so, derivative 1. `half` is the scale of
-   temperature cap / 2. Within 1 ulp (measured: tests/test_softcap.py): one rounding, of
+   temperature cap / 2. Within 1 ulp (measured: tests/test_exp.py): one rounding, of
 
        x + x w (-1/3 + w R(w)),  w = (x / cap)^2      up to x / cap = 0.9
        cap - cap 2E / (1 + E)                         beyond
@@ -391,7 +391,6 @@ SX_INLINE double sx_softcap_f64(double x, double cap, const sx_scale *half, doub
     q_low = q * sum;
     q_low = ((2.0 * e - q_low) - sx_product_rest(q, sum, q_low) + (2.0 * e_low - q * sum_low))
             * per_sum;
-    beyond = cap - cap * q;
     c = cap * q;
     beyond = cap - c;
     c = ((cap - beyond) - c) - sx_product_rest(cap, q, c) - cap * q_low;
