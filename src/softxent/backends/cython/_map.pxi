@@ -13,7 +13,7 @@ cdef inline real widely(real e, double factor, double slope) noexcept nogil:
     return <real>times(slope, times(e, factor))
 
 
-cdef inline void map_run(Rows* rows, int64_t j, const real* x, const real* slope, real* out,
+cdef void map_run(Rows* rows, int64_t j, const real* x, const real* slope, real* out,
                          int64_t length, const scaling* scale) noexcept nogil:
     # Gradient or softmax of consecutive classes; x and out are the same memory or apart. slope: the
     # softcap's, or NULL.

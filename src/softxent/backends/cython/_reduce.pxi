@@ -33,7 +33,7 @@ cdef inline double fold_sum(double* lanes) noexcept nogil:
     return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
 
 
-cdef inline real block_top(const real* x, int64_t length) noexcept nogil:
+cdef real block_top(const real* x, int64_t length) noexcept nogil:
     cdef real lanes[LANES]
     cdef real a
     cdef int64_t i, j
@@ -92,7 +92,7 @@ cdef inline void add_short_stripe(const real** x, int64_t parts, real k, real lo
         lanes[j] += <double>terms[j]
 
 
-cdef inline double block_rest(const real* x, int64_t length, int64_t skip_1, int64_t skip_2,
+cdef double block_rest(const real* x, int64_t length, int64_t skip_1, int64_t skip_2,
                               real k, real low, const scaling* scale) noexcept nogil:
     # Sum of e over a block but two places (-1: none). A part of 64 that holds such a place, or
     # ends early, is read through a copy with -inf there: its e is +0, and adding +0 is exact.
