@@ -192,9 +192,10 @@ SX_INLINE float sx_exp_rest_f32(float r, float exact, float last, float t)
     return p * sx_f32_of_bits(sx_bits_of_f32(t) << 23);
 }
 
-SX_INLINE double sx_exp_rest_f64(double r, double exact, double last, double t)
+/* q of exp(r) = 1 + r + r^2 q. */
+SX_INLINE double sx_exp_q_f64(double r)
 {
-    double q, p;
+    double q;
     q = sx_fma_f64(SX_Q9_F64, r, SX_Q8_F64);
     q = sx_fma_f64(q, r, SX_Q7_F64);
     q = sx_fma_f64(q, r, SX_Q6_F64);
@@ -204,6 +205,13 @@ SX_INLINE double sx_exp_rest_f64(double r, double exact, double last, double t)
     q = sx_fma_f64(q, r, SX_Q2_F64);
     q = sx_fma_f64(q, r, SX_Q1_F64);
     q = sx_fma_f64(q, r, SX_Q0_F64);
+    return q;
+}
+
+SX_INLINE double sx_exp_rest_f64(double r, double exact, double last, double t)
+{
+    double q, p;
+    q = sx_exp_q_f64(r);
 #if SX_HAS_FMA
     (void)exact, (void)last;
     p = sx_fma_f64(sx_fma_f64(q, r, 1.0), r, 1.0);
@@ -369,15 +377,7 @@ SX_INLINE double sx_softcap_f64(double x, double cap, const sx_scale *half, doub
 #else
     r = (((r - n * half->first) - n * half->second) - n * half->last) * half->inverse;
 #endif
-    q = sx_fma_f64(SX_Q9_F64, r, SX_Q8_F64);
-    q = sx_fma_f64(q, r, SX_Q7_F64);
-    q = sx_fma_f64(q, r, SX_Q6_F64);
-    q = sx_fma_f64(q, r, SX_Q5_F64);
-    q = sx_fma_f64(q, r, SX_Q4_F64);
-    q = sx_fma_f64(q, r, SX_Q3_F64);
-    q = sx_fma_f64(q, r, SX_Q2_F64);
-    q = sx_fma_f64(q, r, SX_Q1_F64);
-    q = sx_fma_f64(q, r, SX_Q0_F64);
+    q = sx_exp_q_f64(r);
     s = sx_fma_f64(q * r, r, r);
     p = sx_f64_of_bits(sx_bits_of_f64(t) << 52);
     e = 1.0 + s;
