@@ -20,7 +20,9 @@ POSIX = os.name == "posix"
 # CONTRIBUTING.md, "Flags".
 # Loops over lanes that became memset and memcpy would be `rep` instructions: 30 cycles a start.
 COMMON = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
-          "-fno-tree-loop-distribute-patterns"]
+          "-fno-tree-loop-distribute-patterns",
+          # Nothing of one extension can be linked to another's: tests/test_objects.py.
+          "-fvisibility=hidden"]
 # Where Cython says inline, it is meant: an exp that is called is four times as slow.
 INLINE = "-DCYTHON_INLINE=__inline__ __attribute__((__always_inline__, __unused__))"
 # -march names of the levels need gcc 11 or clang 12; single features do not.

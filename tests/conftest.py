@@ -83,8 +83,9 @@ def dtype(request: pytest.FixtureRequest) -> str:
 
 #: What other Pythons, the wheel, the sdist and a build without a compiler run (`-m subset`).
 SUBSET = {
-    "test_bad_input.py", "test_cli.py", "test_constants.py", "test_docs.py", "test_import.py",
-    "test_layers.py", "test_plan.py", "test_readme.py", "test_reference.py", "test_threads.py",
+    "test_bad_input.py", "test_cli.py", "test_constants.py", "test_docs.py", "test_float_state.py",
+    "test_import.py", "test_layers.py", "test_objects.py", "test_plan.py", "test_readme.py",
+    "test_reference.py", "test_threads.py",
 }
 
 
