@@ -1,0 +1,153 @@
+"""Every function's every array beside a guard page: `python tests/guarded_calls.py BACKEND DTYPE`.
+
+At both ends, at lengths of C around every vector width, block and buffer. Run by
+test_guard_pages.py in an interpreter of its own: a fault is the end of the process.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import sys
+from collections import Counter
+
+import numpy as np
+
+import softxent as sx
+from guard import Places
+from softxent.losses import LOSSES
+
+AROUND = (8, 16, 32, 64, 128, 192, 256, 512, 1024, 2048)
+CLASSES = sorted({*range(1, 10), *(n + d for n in AROUND for d in (-1, 0, 1)),
+                  66, 100, 319, 321, 1000, 1087, 1281, 2500})
+#: NumPy's own loops need fewer.
+FEW = (1, 2, 7, 9, 64, 65, 1025)
+#: Rows: one, a few, and more than walks take together.
+ROWS = (1, 5, 33)
+LAYOUTS = {
+    "C": np.ascontiguousarray,
+    "F": np.asfortranarray,
+    "backwards": lambda z: z[::-1, ::-1].copy()[::-1, ::-1],
+    "swapped": lambda z: z.astype(z.dtype.newbyteorder()),
+    "F, backwards": lambda z: z[::-1].copy(order="F")[::-1],
+}
+#: Numbers that make a loss take its longest way, by the option's name; those it has are passed.
+NUMBERS = {"label_smoothing": 0.1, "temperature": 0.7, "softcap": 30.0, "z_loss": 1e-3}
+#: Arrays, by the option's name.
+ARRAYS = ("sample_weight", "class_weight", "upstream")
+
+places = Places()
+
+
+def dtype_of(name: str) -> np.dtype:
+    """Return NumPy's dtype of that name, or ml_dtypes'."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+class Case:
+    """Arguments of one shape and type, and what the functions make of them in ordinary memory."""
+
+    def __init__(self, n: int, n_classes: int, dtype: np.dtype, backend: str) -> None:
+        rng = np.random.default_rng([n, n_classes])
+        self.run = {"backend": backend, "n_threads": 1}
+        self.z = rng.normal(0, 3, (n, n_classes)).astype(dtype)
+        # Of another width and byte order than the logits', so that loads of all kinds take part.
+        narrow = dtype.itemsize == 4
+        weights = np.dtype("f4" if narrow else ">f8")
+        self.targets = rng.integers(0, min(n_classes, 100), n).astype("i1" if narrow else ">i8")
+        self.targets[-1] = min(n_classes, 100) - 1
+        self.arrays = {
+            "sample_weight": rng.uniform(1, 2, n).astype(weights),
+            "class_weight": rng.uniform(1, 2, n_classes),
+            "upstream": rng.uniform(1, 2, n).astype(weights),
+        }
+        self.probabilities = rng.uniform(0, 1, (n, n_classes)).astype(
+            "f2" if dtype.itemsize == 2 else dtype)
+        self.wide = np.dtype("f4") if dtype.itemsize == 2 else dtype
+
+    def calls(self):
+        """Yield name, function, arrays with the logits' layout, other arrays, and the outputs.
+
+        An output is its argument's name, whose type is the logits' or wider, and the name of the
+        argument that it may lie over.
+        """
+        z = {"logits": self.z}
+        rows = {"targets": self.targets}
+        for loss, spec in LOSSES.items():
+            for kind, options in spec.options.items():
+                some = {name: self.arrays[name] for name in ARRAYS if name in options}
+                numbers = {name: value for name, value in NUMBERS.items() if name in options}
+                shaped = z if kind == "classes" else {**z, "targets": self.probabilities}
+                flat = rows if kind == "classes" else {}
+                function = getattr(sx, f"{loss}_with_grad")
+                for more in ({}, numbers):
+                    call = self.partial(function, reduction="none", **more)
+                    yield (f"{loss}_with_grad, {kind}, {more}", call, shaped, {**flat, **some},
+                           "grad_out", "logits")
+        for name in ("softmax", "log_softmax"):
+            yield name, self.partial(getattr(sx, name)), z, {}, "out", "logits"
+        yield ("softmax_vjp", self.partial(sx.softmax_vjp),
+               {"probs": self.z, "upstream": self.z[::-1].copy()}, {}, "out", "")
+        for name in ("logsumexp", "softmax_entropy"):
+            yield name, self.partial(getattr(sx, name)), z, {}, "", ""
+        for name in ("accuracy", "target_log_probs"):
+            yield name, self.partial(getattr(sx, name)), z, rows, "", ""
+
+    def partial(self, function, **options):
+        """Return a call of `function` that takes arrays."""
+        return lambda **arrays: function(**arrays, **options, **self.run)
+
+
+def raw(result) -> list[bytes]:
+    """The result's bits, in one byte order and memory order."""
+    results = result if isinstance(result, tuple) else (result,)
+    return [np.asarray(a).astype(np.asarray(a).dtype.newbyteorder("=")).tobytes() for a in results]
+
+
+def check(case: Case, layouts: list[str], seen: Counter) -> None:
+    """Make every call of a case with all its arrays at the front, and at the back."""
+    for name, call, shaped, flat, output, over in case.calls():
+        expected = raw(call(**shaped, **flat))
+        for layout in layouts:
+            for at_end in (False, True):
+                ways = [("", None)] if not output else [
+                    (output, np.zeros_like(case.z)), (output, over)]
+                if output and case.wide != case.z.dtype:
+                    ways.append((output, np.zeros(case.z.shape, case.wide)))
+                for argument, out in ways:
+                    if argument and isinstance(out, str) and not out:
+                        continue
+                    given = {key: places.place(key, LAYOUTS[layout](a), at_end)
+                             for key, a in shaped.items()}
+                    given |= {key: places.place(key, a, at_end) for key, a in flat.items()}
+                    if isinstance(out, str):
+                        given[argument] = given[out]
+                    elif argument:
+                        given[argument] = places.place("out", LAYOUTS[layout](out), at_end)
+                    got = raw(call(**given))
+                    wider = isinstance(out, np.ndarray) and out.dtype != case.z.dtype
+                    same = got[:-1] == expected[:-1] if wider else got == expected
+                    assert same, (name, case.z.shape, case.z.dtype, layout, at_end, argument)
+                    seen[name.split(",")[0]] += 1
+
+
+def main(backend: str, dtype: str) -> None:
+    """Print how many calls each function had."""
+    faulthandler.enable()
+    seen: Counter = Counter()
+    others = list(LAYOUTS)[1:]
+    for i, n_classes in enumerate(FEW if backend == "numpy" else CLASSES):
+        for n in ROWS:
+            layouts = {1: ["C"], 5: list(LAYOUTS), 33: ["C", others[i % len(others)]]}[n]
+            if n == 5 and dtype in ("float16", "bfloat16"):
+                layouts = layouts[i % len(layouts) :][:1]
+            check(Case(n, n_classes, dtype_of(dtype), backend), layouts, seen)
+    for name, times in sorted(seen.items()):
+        print(name, times)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
