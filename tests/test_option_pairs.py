@@ -78,6 +78,7 @@ class Combination:
     kind: str
     values: dict
     dtype: str = "float32"
+    seed: int = SEED
 
     def __str__(self):
         given = ", ".join(f"{name}={value!r}" for name, value in self.values.items())
@@ -85,7 +86,7 @@ class Combination:
 
     @property
     def rng(self):
-        return np.random.default_rng([SEED, zlib.crc32(str(self).encode())])
+        return np.random.default_rng([self.seed, zlib.crc32(str(self).encode())])
 
 
 def pairs(loss, kind):

@@ -1,11 +1,14 @@
 """Properties that hold for any call, over shapes, memory, types and options drawn by Hypothesis.
 
-The same examples each time, and few: for a search, raise EXAMPLES and set `derandomize=False`.
+The same examples each time, and few. `SOFTXENT_EXAMPLES=20000` draws others, so many a test;
+`python tests/search.py MINUTES` goes on doing so.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import sys
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,12 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import softxent as sx
+import test_option_pairs as pairs
 import truth
+from guard import Guarded
 from softxent import _plan
 
-EXAMPLES = 150
+SEARCH = int(os.environ.get("SOFTXENT_EXAMPLES", "0"))
 bounded = settings(
-    max_examples=EXAMPLES, derandomize=True, deadline=None, database=None,
+    max_examples=SEARCH or 150, derandomize=not SEARCH, deadline=None, database=None,
     # `level` sets the environment and `threads` a constant: the same for every example.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -359,3 +364,38 @@ def test_pieces_and_gradient_say_the_same(level, example):
     np.put_along_axis(g, at, 0, -1)
     np.put_along_axis(p, at, 0, -1)
     assert (truth.ulp_error(g, p.astype(truth.LD), dtype, truth.F[dtype]) <= ulps).all()
+
+
+# ---- any options, beside memory that faults ------------------------------------------------------
+
+OPTIONS = {
+    (loss, kind): st.fixed_dictionaries({}, optional={
+        name: st.sampled_from(pairs.VALUES[name])
+        for name in pairs.LOSSES[loss].options[kind]})
+    for loss, kind in pairs.KINDS
+}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses mprotect")
+@bounded
+@given(data=st.data())
+def test_any_options_beside_guards(level, data):
+    """Right within the bounds, with any options together, and nothing beyond an array's ends."""
+    loss, kind = data.draw(st.sampled_from(pairs.KINDS))
+    values = data.draw(OPTIONS[loss, kind])
+    if values.get("reduction", "mean") != "mean":
+        values.pop("divisor", None)
+    drawn = pairs.Combination(loss, kind, values, data.draw(st.sampled_from(pairs.DTYPES)),
+                              data.draw(SEEDS))
+
+    def placed(array, rng):
+        moved = elsewhere(array, rng)
+        if moved.size == 0 or rng.random() < 0.2:
+            return moved
+        return Guarded(moved.nbytes).place(moved, bool(rng.random() < 0.5))
+
+    elsewhere = pairs.placed
+    with pytest.MonkeyPatch.context() as patch, np.errstate(invalid="ignore", over="ignore"):
+        patch.setattr(pairs, "placed", placed)
+        found = list(pairs.faults(pairs.example(drawn), level))
+    assert not found, (str(drawn), found)
