@@ -227,8 +227,11 @@ def doctests():
         yield info.name, [test for test in finder.find(module) if test.examples]
 
 
-def test_examples_run(capsys):
-    """Every example of a public docstring does what it says, warnings being errors."""
+def test_examples_run(level, capsys):
+    """Every example of a public docstring does what it says at each level, warnings being errors.
+
+    The last digits are the level's own.
+    """
     runner = doctest.DocTestRunner(optionflags=doctest.REPORT_NDIFF)
     seen = set()
     for _, tests in doctests():

@@ -144,8 +144,8 @@ def cross_entropy(
     >>> soft = np.array([[0.9, 0.1, 0.0], [0.0, 0.5, 0.5]])
     >>> print(f"{sx.cross_entropy(logits, soft):.6f}")
     0.982384
-    >>> print(sx.cross_entropy(np.array([40.0, 0.0]), 0, reduction="none"))
-    4.248354255291589e-18
+    >>> print(f"{sx.cross_entropy(np.array([40.0, 0.0]), 0):.6g}")
+    4.24835e-18
     """
     problem = normalise(SPEC, logits, targets, axis=axis, class_weight=class_weight,
                         ignore_index=ignore_index, label_smoothing=label_smoothing,
