@@ -15,6 +15,8 @@ LEVELS = {
     "v3": ("AVX2", "FMA3"),
     "v4": ("AVX2", "FMA3", "AVX512F", "AVX512CD", "AVX512BW", "AVX512DQ", "AVX512VL"),
 }
+#: Levels that a backend does not have, by design: the Numba walk's arithmetic is FMA's.
+LACKS = {"numba": {"v2"}}
 
 
 class Level(NamedTuple):
@@ -50,7 +52,8 @@ def usable_levels() -> list[Level]:
         usable += [
             Level(backend, isa)
             for isa, features in LEVELS.items()
-            if all(_processor_has(feature) for feature in features)
+            if isa not in LACKS.get(backend, ())
+            and all(_processor_has(feature) for feature in features)
         ]
     return usable
 
@@ -73,6 +76,14 @@ def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Le
     """Each usable backend and level in turn; the level is in force during the test."""
     force(request.param, monkeypatch)
     return request.param
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled() -> None:
+    """Compile what is compiled on first use once: children find it in the cache."""
+    for backend, state in sx.available_backends().items():
+        if state == "available":
+            sx.warmup(backend=backend)
 
 
 @pytest.fixture(params=["float32", "float64"])

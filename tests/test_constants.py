@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from derive_constants import constants
 
 HEADER = Path(__file__).parents[1] / "src/softxent/backends/cython/elementary.h"
@@ -19,6 +21,23 @@ def test_header_has_the_derived_constants():
         if name not in CHOSEN
     }
     assert defined == constants()
+
+
+# What the arithmetic without FMA has instead; the Numba walk is not for such processors.
+WITHOUT_FMA = {"LN2_11_F32", "LN2_NEXT_11_F32", "LN2_22_REST_F32", "LN2_NEXT_21"}
+
+
+def test_the_numba_walk_has_the_same_constants():
+    """Under the same names; also those that are choices."""
+    elementary = pytest.importorskip("softxent.backends.numba._elementary", exc_type=ImportError)
+    for name, value in constants().items():
+        if name not in WITHOUT_FMA:
+            assert float(getattr(elementary, name)) == value, name
+    text = HEADER.read_text()
+    for name in CHOSEN:
+        value = re.findall(rf"#define SX_{name} (\S+)", text)[0]  # LIMIT_...: with FMA
+        number = float.fromhex(value) if "x" in value else float(value)
+        assert getattr(elementary, name) == number, name
 
 
 def test_no_unnamed_constant_is_left_in_the_header():

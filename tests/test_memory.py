@@ -117,6 +117,7 @@ SCRIPT = """
         return {"rise": rise - bytes_out, "rows": z.size // z.shape[axis], "classes": z.shape[axis]}
 
     # Warm kernels, and whatever else a process does once.
+    sx.warmup(backend=BACKEND)
     for code in ("f4", "f8"):
         y = np.zeros((9, 9), int)
         for axis in (-1, 0):

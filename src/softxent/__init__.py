@@ -8,6 +8,7 @@ from softxent._explain import explain
 from softxent._info import show_versions
 from softxent._plan import BackendUnavailableError, Plan, available_backends, set_backend
 from softxent._threads import get_num_threads, register_threadpoolctl, set_num_threads
+from softxent._warmup import warmup
 from softxent.losses.cross_entropy import cross_entropy, cross_entropy_with_grad
 from softxent.metrics import accuracy, mean_divisor
 from softxent.pieces import (
@@ -40,6 +41,7 @@ __all__ = [
     "softmax_entropy",
     "softmax_vjp",
     "target_log_probs",
+    "warmup",
 ]
 
 

@@ -64,6 +64,15 @@ def explain(
     >>> sx.explain((1024, 32000), backend="numpy").backend
     'numpy'
     """
+    key = key_of(dtype, order, loss, targets, grad)
+    shape = tuple(map(operator.index, shape))
+    if not shape or min(shape) < 0 or shape[-1] == 0:
+        raise ValueError(f"shape must be (..., C) with C >= 1, got {shape}")
+    return select(key, math.prod(shape[:-1]), shape[-1], backend, n_threads)
+
+
+def key_of(dtype: DTypeLike, order: str, loss: str, targets: str, grad: bool) -> Key:
+    """Return the key of a call that is described by words; raise for those that name nothing."""
     if dtype == "bfloat16":  # NumPy knows the name only after ml_dtypes has been imported
         name = "bfloat16"
     else:
@@ -84,8 +93,4 @@ def explain(
     spec = LOSSES[loss]
     if targets not in spec.targets:
         raise ValueError(f"targets of {loss} must be one of {spec.targets}, got {targets!r}")
-    shape = tuple(map(operator.index, shape))
-    if not shape or min(shape) < 0 or shape[-1] == 0:
-        raise ValueError(f"shape must be (..., C) with C >= 1, got {shape}")
-    key = Key(spec.op, name, order, grad, targets)
-    return select(key, math.prod(shape[:-1]), shape[-1], backend, n_threads)
+    return Key(spec.op, name, order, grad, targets)

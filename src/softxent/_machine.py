@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import platform
 
 from softxent._settings import environment
 from softxent._threads import native
@@ -13,13 +14,36 @@ X86_LEVELS = ("v4", "v3", "v2")
 
 @functools.cache
 def cpu_level() -> str:
-    """Return "v4", "v3", "v2", "baseline" (less than v2), "generic" (not x86-64), or "" (no build).
+    """Return "v4", "v3", "v2", "baseline" (less than v2), "generic" (not x86-64), or "" (unknown).
 
-    Asked of the extension, which is compiled for any processor; without it there is no compiled
-    walk to choose.
+    Asked of the extension, which is compiled for any processor; without it, of Numba's LLVM.
     """
     extension = native()
-    return "" if extension is None else str(extension.cpu_level())
+    return _level_of_llvm() if extension is None else str(extension.cpu_level())
+
+
+#: What each level needs beyond those after it, by LLVM's names.
+_FEATURES = {
+    "v4": {"avx512f", "avx512cd", "avx512vl", "avx512bw", "avx512dq"},
+    "v3": {"avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "movbe"},
+    "v2": {"sse3", "ssse3", "sse4.1", "sse4.2", "popcnt"},
+}
+
+
+def _level_of_llvm() -> str:
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return "generic"
+    try:
+        from llvmlite import binding
+    except Exception:  # absent, or broken: Numba says so where it is asked for
+        return ""
+    has = {name for name, there in binding.get_host_cpu_features().items() if there}
+    needed: set[str] = set()
+    best = "baseline"
+    for level in reversed(X86_LEVELS):
+        needed |= _FEATURES[level]
+        best = level if needed <= has else best
+    return best
 
 
 def usable_levels() -> tuple[str, ...]:

@@ -37,7 +37,7 @@ class Plan:
     Attributes
     ----------
     backend : str
-        "cython" or "numpy".
+        "cython", "numba" or "numpy".
     kernel : str
         What runs: operation, dtype and layout.
     isa : str
@@ -93,7 +93,7 @@ def set_backend(name: str | None) -> object:
 
     Parameters
     ----------
-    name : {"cython", "numpy"} or None
+    name : {"cython", "numba", "numpy"} or None
         None lets dispatch choose (or `SOFTXENT_BACKEND`, where that is set).
 
     Returns
@@ -184,13 +184,11 @@ def _plan(key: Key, n_rows: int, n_classes: int, forced: str | None, n_threads: 
         elif chosen:
             why[name] = f"{chosen} comes first"
         else:
-            state = backend(name).availability()
-            if state == "available":
-                state = backend(name).supports(key) or state
-            why[name] = state
-            if state == "available":
+            reason = backend(name).supports(key)
+            if reason is None:
                 chosen = name
-                why[name] = by if forced else "first of those that can"
+                reason = by if forced else "first of those that can"
+            why[name] = reason
     if not chosen:
         assert forced is not None, "the last backend serves everything"
         _require(forced)

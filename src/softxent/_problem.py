@@ -185,7 +185,7 @@ def normalise(
                 # Logits that are overwritten cannot be had back.
                 check_probabilities(call, last, z.ndim)
 
-    key = Key(spec.op, dtype, _order(call.logits), wants_map, kind)
+    key = Key(spec.op, dtype, _order(call.logits), wants_map, kind, call.temperature != 1.0)
     return Problem(call, key, reduction, d, rows_shape, z, last, out, given_out)
 
 

@@ -272,7 +272,12 @@ def run(task: Task, n_rows: int, grain: int, n_threads: int) -> None:
     """
     pool = native() if task.native is not None else None
     if pool is not None and task.native is not None:
-        pool.run(task.native.function, task.native.args, n_rows, grain, n_threads)
+        try:
+            pool.run(task.native.function, task.native.args, n_rows, grain, n_threads)
+        except RuntimeError:
+            if task.out_of_memory:
+                raise MemoryError("no memory for a kernel's intermediate results") from None
+            raise
     elif n_threads == 1 or n_rows <= grain:
         task(0, n_rows, _go_on)
     else:

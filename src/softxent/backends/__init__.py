@@ -13,6 +13,7 @@ from softxent.backends._contract import Backend
 #: Public name: module. Imported on first use, so that one that is missing costs nothing.
 BACKENDS = {
     "cython": "softxent.backends.cython",
+    "numba": "softxent.backends.numba",
     "numpy": "softxent.backends.reference",
 }
 

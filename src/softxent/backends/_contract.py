@@ -40,6 +40,8 @@ class Key(NamedTuple):
         order and misaligned elements included).
     targets
         "classes", "probabilities", or "" where there are none.
+    temperature
+        Whether there is one (other than 1).
     """
 
     op: Op
@@ -47,6 +49,7 @@ class Key(NamedTuple):
     order: str
     wants_map: bool  # does the call fill an array of the logits' shape (gradient, softmax)?
     targets: str = ""
+    temperature: bool = False
 
 
 @dataclass(slots=True)
@@ -150,6 +153,10 @@ class Task(Protocol):
     def refused(self) -> bool:
         """After the run: whether a probability target was negative, NaN or infinite."""
 
+    @property
+    def out_of_memory(self) -> bool:
+        """After a run that gave up: whether that was for want of memory."""
+
     def __call__(self, lo: int, hi: int, stopped: Callable[[], bool]) -> None:
         """Evaluate rows lo <= i < hi. Asks `stopped()` at least every 2**22 elements."""
 
@@ -168,7 +175,10 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def supports(self, key: Key) -> str | None:
-        """Return None if the backend can serve `key`, else why not."""
+        """Return None if the backend can serve `key`, else why not (not available, say).
+
+        What it needs for that it loads, or compiles: a plan names only what will run.
+        """
 
     @abc.abstractmethod
     def isa(self) -> str:

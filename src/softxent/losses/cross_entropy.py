@@ -85,7 +85,7 @@ def cross_entropy(
     divisor : float, optional
         Takes D's place, so that the means of micro-batches add up (`mean_divisor`). > 0, or 0: loss
         0.
-    backend : {"cython", "numpy"}, optional
+    backend : {"cython", "numba", "numpy"}, optional
         Default: the fastest that this machine has.
     n_threads : int, optional
         At most so many threads for this call; default `get_num_threads()`.

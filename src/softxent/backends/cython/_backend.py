@@ -17,6 +17,8 @@ _PREFIX = "softxent.backends.cython."
 class Task:
     """A call bound to a compiled walk, which runs on the native pool."""
 
+    out_of_memory = False  # its room is the thread's
+
     def __init__(self, native: Native) -> None:
         self.native: Native | None = native
 
@@ -76,8 +78,9 @@ class Cython(Backend):
         return self._choose()[0]
 
     def supports(self, key: Key) -> str | None:
-        """Return None: the walk serves every key."""
-        return None
+        """Return None where there is a walk: it serves every key."""
+        level, reason = self._choose()
+        return None if level else reason
 
     def bind(self, call: Call, isa: str) -> Task:
         """Return the task that evaluates `call` at level `isa`."""

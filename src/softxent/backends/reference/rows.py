@@ -92,6 +92,7 @@ class RowsTask:
             return array[None] if lift and array is not None else array
 
         self.refused = False
+        self.out_of_memory = False  # MemoryError is raised where it happens
         self._call = call
         self._logits: NDArray[np.floating] = call.logits[None] if lift else call.logits
         self._targets = view(call.targets)

@@ -1,0 +1,53 @@
+"""`warmup`: what a first call would do beside its work, done before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from softxent._explain import key_of
+from softxent._plan import select
+from softxent.losses import LOSSES
+
+
+def warmup(
+    *,
+    losses: Iterable[str] | None = None,
+    dtypes: Iterable[str] = ("float32", "float64"),
+    backend: str | None = None,
+) -> None:
+    """Compile what later calls would compile, or load it from the cache.
+
+    Only the Numba backend compiles: 5 to 10 s a dtype, once a machine (see `SOFTXENT_CACHE_DIR`);
+    with a temperature again. Call it before forking, or before a clock is started.
+
+    Parameters
+    ----------
+    losses : iterable of str, optional
+        Names of losses; None: all.
+    dtypes : iterable of {"float32", "float64", "float16", "bfloat16"}
+        The logits' dtypes.
+    backend : {"cython", "numba", "numpy"}, optional
+        As the calls will pass it.
+
+    Raises
+    ------
+    ValueError
+        A name of nothing.
+    BackendUnavailableError
+        `backend` cannot be used here.
+
+    See Also
+    --------
+    explain : what a call would use.
+
+    Examples
+    --------
+    >>> import softxent as sx
+    >>> sx.warmup(losses=["cross_entropy"], dtypes=["float32"], backend="numpy")
+    """
+    names = tuple(LOSSES) if losses is None else tuple(losses)
+    for dtype in dtypes:
+        for loss in names:
+            key = key_of(dtype, "C", loss, "classes", grad=True)
+            for temperature in (False, True):
+                select(key._replace(temperature=temperature), 1, 2, backend, None)

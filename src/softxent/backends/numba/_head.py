@@ -1,0 +1,261 @@
+"""From a row's sums to its value, and to the numbers of its map: the only place that knows losses.
+
+Loops over the rows of a group without a branch, so that they are compiled to vectors. A row without
+a result (NaN in a sum) stays NaN: log alone would not see to that.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from softxent.backends.numba._elementary import (
+    exp_of,
+    inverse_of,
+    limit_of,
+    log1p_any,
+    log_reduced,
+    power_of,
+    reference_parts,
+    split_log,
+    split_log1p_or_log,
+    subnormals,
+    times,
+)
+from softxent.backends.numba._jit import as_type, fabs, inlined, part, pointer_at, stay_apart
+from softxent.backends.numba._layout import GROUP
+from softxent.backends.numba._load import load_real
+from softxent.backends.numba._reduce import reduce_slow
+from softxent.backends.numba._rows import (
+    CROSS_ENTROPY,
+    ENTROPY,
+    FAST,
+    INF,
+    LOGSUMEXP,
+    MIX_UNIT,
+    NAN,
+    POISONED,
+    SKIPPED,
+    SLOW,
+    capped,
+    class_weight_of,
+    is_plain,
+)
+
+
+@inlined
+def or_nan(value, total):
+    return value if total < INF else NAN
+
+
+@inlined
+def exp_at(z, n, scale):
+    # exp(z) 2^-n in float64.
+    k, low = power_of(n, 0.0, scale)
+    return exp_of(z, k, low, scale)
+
+
+@inlined
+def summed(total, carry):
+    # A sum that overflowed has no carry to speak of.
+    return total + carry if fabs(total) < INF else total
+
+
+@inlined
+def surprise(e_y, others, total, to_target):
+    # -log p of the target: log1p(S'/e_y) where it leads, else log S - (z_y - r).
+    leads = e_y >= others
+    f, k = split_log1p_or_log(leads, others / e_y, total)
+    return log_reduced(f, k) - (0.0 if leads else to_target)
+
+
+@inlined
+def half_way(z, high, low, scale):
+    # z - (high + low), divided by the temperature. Of large numbers in halves, for the difference
+    # may overflow where the quotient does not.
+    if scale is None:
+        return (z - high) - low
+    return ((0.5 * z - 0.5 * high) - 0.5 * low) * (2.0 * scale.inverse)
+
+
+@part
+def head_cross_entropy(rows, scale):
+    stay_apart()
+    for j in range(GROUP):
+        e_y = exp_at(rows.z_y[j] - rows.moved[j], rows.n[j], scale)
+        others = (rows.rest[j] + rows.carry[j]) + rows.e_top[j]
+        total = others + e_y
+        high, low = reference_parts(rows.n[j], scale)
+        to_target = half_way(rows.z_y[j], high + rows.moved[j], low, scale)  # one of two is 0
+        rows.value[j] = or_nan(surprise(e_y, others, total, to_target), total)
+        rows.a[j] = rows.w[j] / total
+        # p_y - 1 would cancel; 0 - 0 is +0.
+        rows.apart[j] = 0.0 - times(others / total, rows.w[j])
+
+
+@part
+def head_mixed(call, rows, scale):
+    # Probabilities, smoothing, z-loss: with target masses of sum A, of it `hard` on the class y,
+    #   loss = hard (-log p_y) + (A - hard)(-log p_top) + sum of masses (top - z) + lambda lse^2,
+    # all terms >= 0.
+    stay_apart()
+    inverse = inverse_of(scale)
+    narrow = 1.0 / call.class_unit
+    keep = 1.0 - call.smoothing
+    spread = call.smoothing / call.n_classes
+    spread_mass = call.smoothing * call.class_weight_mean
+    z_loss = call.z_loss * narrow
+    has_z_loss = call.z_loss > 0.0
+    has_classes = call.soft.rows.data == 0
+    # A single class: p = 1, and what is left of A p - A is nothing.
+    several = 1.0 if call.n_classes > 1 else 0.0
+    for j in range(GROUP):
+        # All loads first: what is behind a condition then is arithmetic alone.
+        n = rows.n[j]
+        z_y = rows.z_y[j]
+        moved = rows.moved[j]
+        hard = rows.hard[j]
+        w = rows.w[j]
+        e_top = rows.e_top[j]
+        impossible = rows.impossible[j]
+        unit = rows.gap_unit[j]
+        rest = rows.rest[j] + rows.carry[j]
+        soft_mass = summed(rows.soft.mass[j], rows.soft.mass_carry[j])
+        soft_gap = summed(rows.soft.gap[j], rows.soft.gap_carry[j])
+        flat_gap = summed(rows.flat.gap[j], rows.flat.gap_carry[j])
+        leads = rows.k_top[j] == rows.y[j]
+
+        e_y = exp_at(z_y - moved, n, scale)
+        e_y = e_y if has_classes else 0.0
+        others = rest + e_top
+        total = others + e_y
+        beside = rest if leads else rest + e_y
+        e_top = e_y if leads else e_top
+        high, low = reference_parts(n, scale)
+        to_target = half_way(z_y, high + moved, low, scale)
+        f, k = split_log(total)
+        lse = moved * inverse + log_reduced(f, k + n)
+        lse = lse if has_z_loss else 0.0
+        mass = keep * soft_mass + spread_mass
+        gap = (keep * soft_gap + spread * flat_gap) * inverse * unit
+        value = hard * surprise(e_y, others, total, to_target)
+        value = value if hard > 0.0 else 0.0
+        value = (value + times(log1p_any(beside / e_top), mass)) + gap
+        value = value + z_loss * lse * lse
+        value = INF if impossible > 0.0 else value
+        rows.value[j] = or_nan(value, total)
+
+        hard = hard * several
+        more = mass * several + 2.0 * (z_loss * lse)
+        rows.a[j] = times(hard + more, w) / total
+        rows.b[j] = 0.0 - w * (keep * several)
+        rows.c[j] = 0.0 - w * (spread * several)
+        rows.apart[j] = (0.0 - times(hard * (others / total), w)) + times(e_y / total, more * w)
+
+
+@part
+def head_entropy(rows, scale):
+    # log S - (top - r) + sum of p (top - z).
+    stay_apart()
+    for j in range(GROUP):
+        apart = rows.rest[j] + rows.carry[j]
+        total = apart + rows.e_top[j]
+        mix = summed(rows.mix[j], rows.mix_carry[j]) * inverse_of(scale) / MIX_UNIT / total
+        rows.value[j] = or_nan(log1p_any(apart / rows.e_top[j]) + mix, total)
+
+
+@part
+def head_piece(rows, scale):
+    # logsumexp, softmax and log_softmax.
+    stay_apart()
+    for j in range(GROUP):
+        others = rows.rest[j] + rows.carry[j]
+        total = others + rows.e_top[j]
+        f, k = split_log(total)
+        high, low = reference_parts(rows.n[j], scale)
+        rows.high[j] = high + rows.moved[j]
+        rows.low[j] = low * inverse_of(scale) + or_nan(log_reduced(f, k), total)
+        # Not high + low: near 0 they cancel. S 2^n has one exponent, S's and n.
+        rows.value[j] = (rows.moved[j] * inverse_of(scale)
+                         + or_nan(log_reduced(f, k + rows.n[j]), total))
+        rows.a[j] = 1.0 / total
+        rows.apart[j] = others / rows.e_top[j]
+
+
+@part
+def finish_apart(call, rows):
+    # The target's entry: what smoothing adds, and the softcap's slope.
+    stay_apart()
+    for j in range(rows.count):
+        if rows.y[j] < 0:
+            continue
+        if call.smoothing > 0.0:
+            v = 1.0
+            if call.class_weight != 0:
+                v = class_weight_of(call, rows.y[j]) / call.class_unit
+            rows.apart[j] += times(v, rows.c[j])
+        if call.softcap != 0.0:
+            p = rows.z[j] + rows.y[j] * call.logits.class_stride
+            slope = capped(call, load_real(p, call.logits.rows.type))[1]
+            rows.apart[j] = times(slope, rows.apart[j])
+
+
+@part
+def store_values(call, rows, first):
+    # With subnormals on: a weighted loss below the smallest normal number is nobody's subnormal
+    # probability.
+    stay_apart()
+    doubles = pointer_at(call.out_rows, 0.0)
+    floats = pointer_at(call.out_rows, as_type(np.float32(0), 0.0))
+    for j in range(rows.count):
+        if rows.lane[j] == SKIPPED:
+            rows.value[j] = 0.0
+            rows.a[j] = 0.0
+        elif rows.lane[j] == POISONED:
+            rows.value[j] = NAN
+            rows.a[j] = NAN
+        elif call.op == LOGSUMEXP and rows.lane[j] == SLOW and rows.rest[j] != rows.rest[j]:
+            rows.value[j] = rows.no_result[j]
+        if call.out_rows == 0:
+            continue
+        if call.out_rows_is_double != 0:
+            doubles[first + j] = rows.weight[j] * rows.value[j]
+        else:
+            floats[first + j] = rows.weight[j] * rows.value[j]
+
+
+@part
+def head(call, rows, first, scale):
+    if call.op == CROSS_ENTROPY:
+        if is_plain(call):
+            head_cross_entropy(rows, scale)
+        else:
+            head_mixed(call, rows, scale)
+        if call.out_map.rows.data != 0 and (call.smoothing > 0.0 or call.softcap != 0.0):
+            finish_apart(call, rows)
+    elif call.op == ENTROPY:
+        head_entropy(rows, scale)
+    else:
+        head_piece(rows, scale)
+    subnormals(True)
+    store_values(call, rows, first)
+    subnormals(False)
+
+
+@part
+def finish_reduce(call, rows, first, zero, scale, control):
+    # Rows for the slow lane, then every row's head.
+    limit = limit_of(zero, scale)
+    for j in range(rows.count):
+        if rows.lane[j] == FAST and not fabs(rows.top[j]) <= limit:
+            rows.lane[j] = SLOW
+        if (rows.lane[j] == FAST and not is_plain(call)
+                and not (rows.soft.gap[j] < INF and rows.flat.gap[j] < INF)):
+            rows.lane[j] = SLOW  # overflow, of float64 logits
+        if rows.lane[j] == SLOW:
+            # An option that sent every row here may make subnormal logits count.
+            subnormals(call.all_slow != 0)
+            if reduce_slow(call, rows, j, scale, control):
+                return True
+            subnormals(False)
+    head(call, rows, first, scale)
+    return False

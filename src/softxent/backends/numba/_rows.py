@@ -1,0 +1,397 @@
+"""A group of rows, as every part of the walk sees it.
+
+`backends/cython/_walk.pxi` begins with what is computed, and with the rules that make the bits of a
+row a function of its values alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba.core import types
+
+from softxent.backends.numba._elementary import scale_by, softcap_f64, softcap_of
+from softxent.backends.numba._jit import (
+    address_of,
+    as_type,
+    by_type,
+    call_address,
+    call_object,
+    drop_reference,
+    float_of_half,
+    float_state,
+    half_of_float,
+    inlined,
+    is_true,
+    moved,
+    part,
+    pointer_at,
+    restore_thread,
+    save_thread,
+    set_float_state,
+    stack,
+    stay_apart,
+)
+from softxent.backends.numba._layout import (
+    GROUP,
+    IN_PLACE,
+    POLL_ELEMENTS,
+    SIXTEEN,
+    STRIDED,
+    TYPE_BRAIN,
+)
+from softxent.backends.numba._load import (
+    brain_of_float,
+    cursor_next,
+    float_of_brain,
+    lesser,
+    load_integer,
+    load_real,
+    probability_f32,
+    store_real,
+)
+
+INF = float("inf")
+NAN = float("nan")
+
+# The numbers of backends/_contract.py's Op.
+CROSS_ENTROPY, LOGSUMEXP, SOFTMAX, LOG_SOFTMAX, ENTROPY, RANK, SOFTMAX_VJP = range(7)
+
+FAST = 0  # by pieces
+SLOW = 1  # one term at a time
+SKIPPED = 2  # ignored, or of weight 0: +0.0, logits never used
+POISONED = 3  # a target changed under us: NaN, nothing read through it
+
+SMALL = 64  # up to here a row's e are summed one by one, and kept between the passes
+LANES = 64
+STRIPE = 256  # four lanes' worth: what is summed in the logits' precision
+BLOCK = 1024
+# What a walk needs beside its rows (bytes): logits of other layouts in class order, the
+# probabilities that go with them, and some blocks' worth of intermediate results.
+TILE_BYTES = 65536
+ROOM_LOGITS = 0
+ROOM_SOFT = 65536
+ROOM_BLOCK = 131072  # converted logits
+ROOM_CAPPED = 139264  # and these behind the softcap,
+ROOM_SLOPE = 147456  # with its derivative
+ROOM_TARGETS = 155648  # a row's probabilities
+ROOM_MASS = 163840  # times the class weights
+ROOM_OUT = 172032  # a result that is yet to be made 16-bit
+ROOM = 180224
+# Longest stretch of rows (elements) between the passes: half of the smallest usual L1.
+NEAR = 4096
+
+# Factors within these bounds are applied in the logits' precision, others in float64.
+NARROW_LEAST, NARROW_MOST = 2.0**-60, 2.0**60
+# The entropy's e are over a power this much lower, and its sum is that much larger.
+MIX_POWER, MIX_UNIT = 64.0, 2.0**64
+WIDE_GAP = 2.0**900  # gaps from here on are summed over that unit
+
+_U16, _I16, _U8 = np.uint16(0), np.int16(0), np.uint8(0)
+
+
+def _is_single(zero):
+    single = zero == types.float32
+    return lambda zero: single
+
+
+@by_type(_is_single)
+def is_single(zero):
+    """Return whether zero's type is float32, at compile time."""
+
+
+@inlined
+def room_at(room, offset, zero):
+    return pointer_at(moved(room, offset), zero)
+
+
+@inlined
+def is_plain(call):
+    # Whether a row's loss is its target's alone.
+    return call.soft.rows.data == 0 and call.smoothing == 0.0 and call.z_loss == 0.0
+
+
+@inlined
+def blocks_of(classes):
+    return (classes + (BLOCK - 1)) // BLOCK
+
+
+@inlined
+def block_length(k0, classes):
+    return lesser(classes - k0, BLOCK)
+
+
+# ---- looking for an interrupt --------------------------------------------------------------------
+
+
+@part
+def ask_python(control):
+    # Without the pool: the caller's Python function, which is where signal handlers run, too.
+    stay_apart()
+    own = float_state()
+    set_float_state(control.float_state)
+    restore_thread(control.thread)
+    answer = call_object(control.stopped)
+    stop = np.int32(1)
+    if answer != 0:  # else it raised
+        stop = is_true(answer)
+        drop_reference(answer)
+    control.thread = save_thread()
+    set_float_state(own)
+    return stop
+
+
+@inlined
+def tick(control, elements):
+    control.elements += elements
+    if control.elements < POLL_ELEMENTS:
+        return False
+    control.elements = 0
+    if control.poll != 0:
+        return call_address(control.poll, address_of(control)) != 0
+    return ask_python(control) != 0
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+@inlined
+def start_moments(moments, j):
+    moments.mass[j] = 0.0
+    moments.mass_carry[j] = 0.0
+    moments.gap[j] = 0.0
+    moments.gap_carry[j] = 0.0
+
+
+@inlined
+def set_weight(call, cursor, rows, j, weight):
+    scale = call.scale
+    if call.upstream.data != 0:
+        scale *= load_real(cursor.upstream, call.upstream.type)
+    rows.weight[j] = weight
+    rows.w[j] = weight * scale
+
+
+@inlined
+def load_weight(call, cursor):
+    if call.sample_weight.data == 0:
+        return 1.0
+    return load_real(cursor.sample_weight, call.sample_weight.type)
+
+
+@inlined
+def class_weight_of(call, k):
+    if call.class_weight == 0:
+        return 1.0
+    return pointer_at(call.class_weight, 0.0)[k]
+
+
+@part
+def load_target(call, cursor, rows, j, narrow, plain):
+    y = load_integer(cursor.targets, call.targets.type)
+    weight = load_weight(call, cursor)
+    if (call.has_ignore != 0 and y == call.ignore_index) or weight == 0.0:
+        rows.lane[j] = SKIPPED
+    elif y < 0 or y >= call.n_classes:
+        rows.lane[j] = POISONED
+    else:
+        v = class_weight_of(call, y)
+        if plain:
+            weight *= v
+        else:
+            rows.hard[j] = (1.0 - call.smoothing) * (v * narrow)
+            weight *= call.class_unit
+        if weight == 0.0:
+            rows.lane[j] = SKIPPED
+        else:
+            rows.y[j] = y
+            set_weight(call, cursor, rows, j, weight)
+
+
+@part
+def load_rows(call, cursor, rows, count):
+    # With subnormals on.
+    stay_apart()
+    narrow = 1.0 / call.class_unit
+    plain = is_plain(call)
+    rows.count = count
+    for j in range(GROUP):
+        rows.y[j] = -1
+        rows.lane[j] = FAST
+        rows.weight[j] = 1.0
+        rows.w[j] = 1.0
+        rows.n[j] = 0.0
+        rows.top[j] = -INF
+        rows.k_top[j] = 0
+        rows.rest[j] = 0.0
+        rows.carry[j] = 0.0
+        rows.e_top[j] = 0.0
+        rows.z_y[j] = 0.0
+        rows.moved[j] = 0.0
+    if not plain or call.op == ENTROPY:
+        for j in range(GROUP):
+            start_moments(rows.soft, j)
+            start_moments(rows.flat, j)
+            rows.mix[j] = 0.0
+            rows.mix_carry[j] = 0.0
+            rows.gap_unit[j] = 1.0
+            rows.hard[j] = 0.0
+            rows.impossible[j] = 0.0
+    for j in range(count):
+        rows.z[j] = cursor.logits
+        rows.g[j] = cursor.out_map
+        rows.t[j] = cursor.soft
+        if call.all_slow != 0:
+            rows.lane[j] = SLOW
+        if call.soft.rows.data != 0:
+            weight = load_weight(call, cursor)
+            if weight == 0.0:
+                rows.lane[j] = SKIPPED
+            else:
+                set_weight(call, cursor, rows, j, weight * call.class_unit)
+        elif call.targets.data != 0:
+            load_target(call, cursor, rows, j, narrow, plain)
+        cursor_next(cursor, call)
+
+
+# ---- softcap -------------------------------------------------------------------------------------
+
+
+@part
+def cap(call, x, length, z, slope, wants_slope):
+    # z may be x.
+    stay_apart()
+    softcap = call.softcap
+    half = scale_by(0.5 * softcap)
+    if wants_slope:
+        for i in range(length):
+            z[i], slope[i] = softcap_of(x[i], softcap, half)
+    else:
+        for i in range(length):
+            z[i] = softcap_of(x[i], softcap, half)[0]
+
+
+@part
+def capped(call, x):
+    if call.softcap == 0.0:
+        return x, 1.0
+    return softcap_f64(x, call.softcap, scale_by(0.5 * call.softcap))
+
+
+# ---- other layouts -------------------------------------------------------------------------------
+
+
+@part
+def are_neighbours(p, count, step):
+    for j in range(1, count):  # noqa: SIM110
+        if p[j] - p[j - 1] != step:
+            return False
+    return True
+
+
+@part
+def widen(source, brain, length, to):
+    if brain:
+        for k in range(length):
+            to[k] = float_of_brain(source[k])
+    else:
+        for k in range(length):
+            to[k] = float_of_half(source[k])
+
+
+@part
+def narrow_down(given, brain, length, to):
+    if brain:
+        for k in range(length):
+            to[k] = brain_of_float(given[k])
+    else:
+        for k in range(length):
+            to[k] = half_of_float(given[k])
+
+
+@part
+def load_block(matrix, p, length, to):
+    # Consecutive classes of one row, from address p on, as to's type.
+    stay_apart()
+    zero = as_type(to[0], 0.0)
+    stride = matrix.class_stride
+    kind = matrix.rows.type
+    if matrix.direct == IN_PLACE:
+        x = pointer_at(p, zero)
+        for k in range(length):
+            to[k] = x[k]
+    elif matrix.direct == SIXTEEN:
+        widen(pointer_at(p, _I16), (kind & TYPE_BRAIN) != 0, length, to)
+    elif is_single(zero) and matrix.holds_probabilities != 0:
+        for k in range(length):
+            to[k] = probability_f32(load_real(p + k * stride, kind))
+    else:
+        for k in range(length):
+            to[k] = as_type(zero, load_real(p + k * stride, kind))
+
+
+@part
+def store_block(matrix, p, length, given):
+    stay_apart()
+    zero = as_type(given[0], 0.0)
+    if matrix.direct == IN_PLACE:
+        out = pointer_at(p, zero)
+        for k in range(length):
+            out[k] = given[k]
+    elif matrix.direct == SIXTEEN:
+        narrow_down(given, (matrix.rows.type & TYPE_BRAIN) != 0, length, pointer_at(p, _I16))
+    else:
+        for k in range(length):
+            store_real(p + k * matrix.class_stride, matrix.rows.type, np.float64(given[k]))
+
+
+@part
+def gather(matrix, p, count, k0, length, row_pitch, class_pitch, tile):
+    # Classes k0 .. k0 + length of the rows at addresses p[0 .. count]: class k0 + k of row j to
+    # j row_pitch + k class_pitch.
+    stay_apart()
+    zero = as_type(tile[0], 0.0)
+    stride = matrix.class_stride
+    if matrix.direct == STRIDED and are_neighbours(p, count, 4 if is_single(zero) else 8):
+        for k in range(length):
+            x = pointer_at(p[0] + (k0 + k) * stride, zero)
+            for j in range(count):
+                tile[j * row_pitch + k * class_pitch] = x[j]
+        return
+    block = stack(SMALL, zero)
+    for j in range(count):
+        if class_pitch == 1:
+            load_block(matrix, p[j] + k0 * stride, length, moved(tile, j * row_pitch))
+        elif matrix.direct == IN_PLACE:
+            x = pointer_at(p[j] + k0 * stride, zero)
+            for k in range(length):
+                tile[j * row_pitch + k * class_pitch] = x[k]
+        else:
+            load_block(matrix, p[j] + k0 * stride, length, block)  # length <= SMALL
+            for k in range(length):
+                tile[j * row_pitch + k * class_pitch] = block[k]
+
+
+@part
+def scatter(matrix, p, count, k0, length, row_pitch, class_pitch, tile):
+    # The way back.
+    stay_apart()
+    zero = as_type(tile[0], 0.0)
+    stride = matrix.class_stride
+    if matrix.direct == STRIDED and are_neighbours(p, count, 4 if is_single(zero) else 8):
+        for k in range(length):
+            x = pointer_at(p[0] + (k0 + k) * stride, zero)
+            for j in range(count):
+                x[j] = tile[j * row_pitch + k * class_pitch]
+        return
+    block = stack(SMALL, zero)
+    for j in range(count):
+        if class_pitch == 1:
+            store_block(matrix, p[j] + k0 * stride, length, moved(tile, j * row_pitch))
+        elif matrix.direct == IN_PLACE:
+            x = pointer_at(p[j] + k0 * stride, zero)
+            for k in range(length):
+                x[k] = tile[j * row_pitch + k * class_pitch]
+        else:
+            for k in range(length):
+                block[k] = tile[j * row_pitch + k * class_pitch]
+            store_block(matrix, p[j] + k0 * stride, length, block)

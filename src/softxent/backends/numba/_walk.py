@@ -1,0 +1,553 @@
+"""The walk over a row, for every loss and every piece: reduce, head, map.
+
+`backends/cython/_walk.pxi` is the original, and says what each step is for; names are the same, and
+so are the bits (tests/bits.json).
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+
+from softxent.backends.numba._elementary import product_rest, scale_by, subnormals, two_sum
+from softxent.backends.numba._head import finish_reduce
+from softxent.backends.numba._jit import (
+    address_of,
+    as_type,
+    fabs,
+    float_state,
+    free,
+    malloc,
+    moved,
+    part,
+    pointer_at,
+    restore_thread,
+    save_thread,
+    set_float_state,
+    stack,
+    stay_apart,
+    struct_at,
+    struct_type,
+)
+from softxent.backends.numba._layout import (
+    GROUP,
+    IN_PLACE,
+    SIXTEEN,
+    STOPPED,
+    Call,
+    Control,
+    Cursor,
+    Rows,
+)
+from softxent.backends.numba._load import (
+    cursor_next,
+    cursor_start,
+    greater,
+    lesser,
+    load_real,
+    store_real,
+)
+from softxent.backends.numba._map import (
+    kind_of,
+    map_apart,
+    map_columns,
+    map_log,
+    map_mixed,
+    map_run,
+    map_slow,
+)
+from softxent.backends.numba._reduce import (
+    reduce_block,
+    reduce_columns,
+    reduce_mix_columns,
+    reduce_soft_columns,
+)
+from softxent.backends.numba._rows import (
+    BLOCK,
+    CROSS_ENTROPY,
+    ENTROPY,
+    FAST,
+    INF,
+    LANES,
+    LOG_SOFTMAX,
+    NAN,
+    NEAR,
+    POISONED,
+    RANK,
+    ROOM,
+    ROOM_BLOCK,
+    ROOM_CAPPED,
+    ROOM_LOGITS,
+    ROOM_OUT,
+    ROOM_SLOPE,
+    ROOM_SOFT,
+    ROOM_TARGETS,
+    SKIPPED,
+    SLOW,
+    SMALL,
+    SOFTMAX_VJP,
+    TILE_BYTES,
+    block_length,
+    blocks_of,
+    cap,
+    gather,
+    is_single,
+    load_block,
+    load_rows,
+    room_at,
+    scatter,
+    store_block,
+    tick,
+)
+
+_CALL, _CONTROL = struct_type(Call), struct_type(Control)
+_CURSOR, _ROWS = struct_type(Cursor), struct_type(Rows)
+_U8 = np.uint8(0)
+# What a walk allocates for a run: its room, then a cursor, a group of rows, a control block.
+LINE = 64
+AT_CURSOR = ROOM
+AT_ROWS = AT_CURSOR + -(-ctypes.sizeof(Cursor) // LINE) * LINE
+AT_CONTROL = AT_ROWS + -(-ctypes.sizeof(Rows) // LINE) * LINE
+ALLOCATION = AT_CONTROL + ctypes.sizeof(Control) + LINE
+
+
+# ---- a block on its way --------------------------------------------------------------------------
+
+
+@part
+def reduce_given(call, rows, j, x, t, has_t, k0, length, scale, room):
+    # A block of the logits as they are given.
+    stay_apart()
+    if rows.lane[j] != FAST:
+        return
+    if call.softcap != 0.0:
+        z = room_at(room, ROOM_CAPPED, as_type(x[0], 0.0))
+        cap(call, x, length, z, z, False)
+        x = z
+    reduce_block(call, rows, j, x, t, has_t, k0, length, scale, room)
+
+
+@part
+def map_given(call, rows, j, x, t, has_t, out, k0, length, scale, room):
+    stay_apart()
+    if rows.lane[j] != FAST:
+        return
+    has_slope = call.softcap != 0.0
+    slope = room_at(room, ROOM_SLOPE, as_type(x[0], 0.0))
+    if has_slope:
+        z = room_at(room, ROOM_CAPPED, as_type(x[0], 0.0))
+        cap(call, x, length, z, slope, True)
+        x = z
+    if call.op == LOG_SOFTMAX:
+        map_log(rows, j, x, out, length, scale)
+    elif has_t or call.smoothing > 0.0:
+        map_mixed(call, rows, j, x, t, has_t, slope, has_slope, out, k0, length, scale, room)
+    else:
+        map_run(rows, j, x, slope, has_slope, out, length, scale)
+
+
+@part
+def block_at(matrix, p, lane, length, room):
+    # Consecutive classes of one row, where they are or brought near.
+    if matrix.direct == IN_PLACE:
+        return pointer_at(p, as_type(room[0], 0.0))
+    if lane == FAST:
+        load_block(matrix, p, length, room)
+    return room
+
+
+@part
+def row_block(call, rows, j, k0, length, room):
+    return block_at(call.logits, rows.z[j] + k0 * call.logits.class_stride, rows.lane[j], length,
+                    room)
+
+
+@part
+def soft_block(call, rows, j, k0, length, room):
+    if call.soft.rows.data == 0 or rows.lane[j] != FAST:
+        return room
+    subnormals(True)
+    t = block_at(call.soft, rows.t[j] + k0 * call.soft.class_stride, FAST, length, room)
+    subnormals(False)
+    return t
+
+
+@part
+def gather_soft(call, rows, k0, length, row_pitch, class_pitch, tile):
+    subnormals(True)
+    gather(call.soft, rows.t, rows.count, k0, length, row_pitch, class_pitch, tile)
+    subnormals(False)
+
+
+# ---- the walks: True if stopped ------------------------------------------------------------------
+
+
+@part
+def clear_unused(rows, classes, tile):
+    # Rows whose values must not be used, and those behind the last.
+    stay_apart()
+    for j in range(GROUP):
+        if j >= rows.count or rows.lane[j] == SKIPPED:
+            for i in range(classes):
+                tile[i * GROUP + j] = 0
+
+
+@part
+def walk_small(call, rows, first, zero, scale, control, room):
+    # C <= 64: a tile in which rows are neighbours.
+    stay_apart()
+    classes = call.n_classes
+    e = room_at(room, ROOM_LOGITS, zero)
+    x = moved(e, GROUP * SMALL)
+    t = room_at(room, ROOM_SOFT, zero)
+    u = moved(t, GROUP * SMALL)
+    slope = moved(u, GROUP * SMALL)
+    has_map = call.out_map.rows.data != 0
+    has_t = call.soft.rows.data != 0
+    has_slope = call.softcap != 0.0
+    gather(call.logits, rows.z, rows.count, 0, classes, 1, GROUP, x)
+    clear_unused(rows, classes, x)
+    if has_slope:
+        cap(call, x, classes * GROUP, x, slope, has_map)
+    reduce_columns(rows, classes, x, e, scale)
+    if has_t:
+        gather_soft(call, rows, 0, classes, 1, GROUP, t)
+        clear_unused(rows, classes, t)
+    if call.op == CROSS_ENTROPY and (has_t or call.smoothing > 0.0):
+        subnormals(True)
+        reduce_soft_columns(call, rows, x, t, has_t, u)
+        subnormals(False)
+    elif call.op == ENTROPY:
+        reduce_mix_columns(rows, classes, x, scale)
+    if finish_reduce(call, rows, first, zero, scale, control):
+        return True
+    if not has_map:
+        return False
+    map_columns(call, rows, x, t, has_t, slope, has_slope, e, scale)
+    kind = kind_of(zero)
+    size = 4 if is_single(zero) else 8
+    for j in range(rows.count):
+        g = address_of(e) + j * size
+        if rows.lane[j] != FAST and map_slow(
+                call, rows, j, g, GROUP * size, kind, scale, control):
+            return True
+        if rows.lane[j] == SLOW or call.op == LOG_SOFTMAX:
+            map_apart(call, rows, j, g, GROUP * size, kind)
+    scatter(call.out_map, rows.g, rows.count, 0, classes, 1, GROUP, e)
+    return False
+
+
+@part
+def finish_map(call, rows, scale, control):
+    # Rows that the map left out, and the entries that are stored last.
+    stay_apart()
+    stride = call.out_map.class_stride
+    kind = call.out_map.rows.type
+    for j in range(rows.count):
+        if rows.lane[j] != FAST and map_slow(
+                call, rows, j, rows.g[j], stride, kind, scale, control):
+            return True
+        map_apart(call, rows, j, rows.g[j], stride, kind)
+    return False
+
+
+@part
+def walk_rows(call, rows, first, zero, scale, control, room):
+    # Classes side by side in memory, here and in the output: used where they are, or, of 16 bits,
+    # converted a block at a time.
+    stay_apart()
+    classes = call.n_classes
+    has_t = call.soft.rows.data != 0
+    near_x = room_at(room, ROOM_BLOCK, zero)
+    near_t = room_at(room, ROOM_TARGETS, zero)
+    near_out = room_at(room, ROOM_OUT, zero)
+    for j in range(rows.count):
+        for b in range(blocks_of(classes)):
+            k0 = b * BLOCK
+            length = block_length(k0, classes)
+            x = row_block(call, rows, j, k0, length, near_x)
+            t = soft_block(call, rows, j, k0, length, near_t)
+            reduce_given(call, rows, j, x, t, has_t, k0, length, scale, room)
+            if tick(control, length):
+                return True
+    if finish_reduce(call, rows, first, zero, scale, control):
+        return True
+    if call.out_map.rows.data == 0:
+        return False
+    for j in range(rows.count):
+        for b in range(blocks_of(classes)):
+            k0 = b * BLOCK
+            length = block_length(k0, classes)
+            x = row_block(call, rows, j, k0, length, near_x)
+            t = soft_block(call, rows, j, k0, length, near_t)
+            g = rows.g[j] + k0 * call.out_map.class_stride
+            if call.out_map.direct == IN_PLACE:
+                out = pointer_at(g, zero)
+                map_given(call, rows, j, x, t, has_t, out, k0, length, scale, room)
+            elif rows.lane[j] == FAST:
+                map_given(call, rows, j, x, t, has_t, near_out, k0, length, scale, room)
+                store_block(call.out_map, g, length, near_out)
+            if tick(control, length):
+                return True
+    return finish_map(call, rows, scale, control)
+
+
+@part
+def walk_tiles(call, rows, first, zero, scale, control, room):
+    # Any other layout: block by block through the tile.
+    stay_apart()
+    classes = call.n_classes
+    tile = room_at(room, ROOM_LOGITS, zero)
+    soft = room_at(room, ROOM_SOFT, zero)
+    has_t = call.soft.rows.data != 0
+    for b in range(blocks_of(classes)):
+        k0 = b * BLOCK
+        length = block_length(k0, classes)
+        gather(call.logits, rows.z, rows.count, k0, length, BLOCK, 1, tile)
+        if has_t:
+            gather_soft(call, rows, k0, length, BLOCK, 1, soft)
+        for j in range(rows.count):
+            reduce_given(call, rows, j, moved(tile, j * BLOCK), moved(soft, j * BLOCK), has_t, k0,
+                         length, scale, room)
+        if tick(control, rows.count * length):
+            return True
+    if finish_reduce(call, rows, first, zero, scale, control):
+        return True
+    if call.out_map.rows.data == 0:
+        return False
+    for b in range(blocks_of(classes)):
+        k0 = b * BLOCK
+        length = block_length(k0, classes)
+        gather(call.logits, rows.z, rows.count, k0, length, BLOCK, 1, tile)
+        if has_t:
+            gather_soft(call, rows, k0, length, BLOCK, 1, soft)
+        for j in range(rows.count):
+            x = moved(tile, j * BLOCK)
+            map_given(call, rows, j, x, moved(soft, j * BLOCK), has_t, x, k0, length, scale,
+                      room)
+        scatter(call.out_map, rows.g, rows.count, k0, length, BLOCK, 1, tile)
+        if tick(control, rows.count * length):
+            return True
+    return finish_map(call, rows, scale, control)
+
+
+# ---- what is no softmax --------------------------------------------------------------------------
+
+
+@part
+def count_before(x, length, y_place, z_y):
+    # Classes that come before the target: larger ones and NaN; equal ones of a lower number.
+    stay_apart()
+    before = greater(lesser(y_place, length), 0)
+    count = 0
+    for i in range(before):
+        count += not x[i] < z_y
+    for i in range(before, length):
+        count += not x[i] <= z_y
+    return count
+
+
+@part
+def walk_rank(call, rows, first, zero, control, room):
+    # With subnormals on: 1e-40 is larger than 0.
+    stay_apart()
+    block = room_at(room, ROOM_BLOCK, zero)
+    out = pointer_at(call.out_rows, 0.0)
+    for j in range(rows.count):
+        value = INF
+        if rows.lane[j] == POISONED:
+            value = NAN
+        elif rows.lane[j] != SKIPPED:
+            p = rows.z[j] + rows.y[j] * call.logits.class_stride
+            z_y = as_type(zero, load_real(p, call.logits.rows.type))
+            rank = 0
+            for b in range(blocks_of(call.n_classes)):
+                k0 = b * BLOCK
+                length = block_length(k0, call.n_classes)
+                x = row_block(call, rows, j, k0, length, block)
+                rank += count_before(x, length, rows.y[j] - k0, z_y)
+                if tick(control, length):
+                    return True
+            if z_y == z_y:
+                value = np.float64(rank)
+        out[first + j] = value
+    return False
+
+
+@part
+def load_doubles(matrix, row, k0, length, to, zero):
+    stay_apart()
+    p = row + k0 * matrix.class_stride
+    if matrix.direct == IN_PLACE:
+        x = pointer_at(p, zero)
+        for k in range(length):
+            to[k] = np.float64(x[k])
+    else:
+        for k in range(length):
+            to[k] = load_real(p + k * matrix.class_stride, matrix.rows.type)
+
+
+@part
+def add_products(p, u, length, sums, lost):
+    for j in range(length):
+        product = p[j] * u[j]
+        lost[j] += product_rest(p[j], u[j], product)
+        two_sum(sums, lost, j, product)
+
+
+@part
+def walk_vjp(call, lo, hi, zero, control, cursor, room):
+    # p (u - sum p u): the sum exact to twice float64's precision in 64 lanes, all else float64.
+    stay_apart()
+    p = room_at(room, ROOM_BLOCK, 0.0)
+    u = room_at(room, ROOM_TARGETS, 0.0)
+    sums = stack(LANES, 0.0)
+    lost = stack(LANES, 0.0)
+    total = stack(1, 0.0)
+    total_low = stack(1, 0.0)
+    classes = call.n_classes
+    cursor_start(cursor, call, lo)
+    for _ in range(lo, hi):
+        for j in range(LANES):
+            sums[j] = 0.0
+            lost[j] = 0.0
+        for b in range(blocks_of(classes)):
+            k0 = b * BLOCK
+            length = block_length(k0, classes)
+            load_doubles(call.logits, cursor.logits, k0, length, p, zero)
+            load_doubles(call.soft, cursor.soft, k0, length, u, zero)
+            i = 0
+            while i + LANES <= length:
+                add_products(moved(p, i), moved(u, i), LANES, sums, lost)
+                i += LANES
+            add_products(moved(p, i), moved(u, i), length - i, sums, lost)
+            if tick(control, length):
+                return True
+        total[0] = 0.0
+        total_low[0] = 0.0
+        for j in range(lesser(LANES, classes)):  # the others are 0
+            two_sum(total, total_low, 0, sums[j])
+            total_low[0] += lost[j]
+        high = total[0]
+        # What overflowed has left NaN in what was lost.
+        low = total_low[0] if fabs(high) < INF else 0.0
+        for b in range(blocks_of(classes)):
+            k0 = b * BLOCK
+            length = block_length(k0, classes)
+            load_doubles(call.logits, cursor.logits, k0, length, p, zero)
+            load_doubles(call.soft, cursor.soft, k0, length, u, zero)
+            for i in range(length):
+                p[i] = p[i] * ((u[i] - high) - low)
+            g = cursor.out_map + k0 * call.out_map.class_stride
+            if call.out_map.direct == IN_PLACE:
+                out = pointer_at(g, zero)
+                for i in range(length):
+                    out[i] = as_type(zero, p[i])
+            else:
+                for i in range(length):
+                    store_real(g + i * call.out_map.class_stride, call.out_map.rows.type, p[i])
+            if tick(control, length):
+                return True
+        cursor_next(cursor, call)
+    return False
+
+
+# ---- a range of rows -----------------------------------------------------------------------------
+
+
+@part
+def walk(call, lo, hi, zero, scale, control, cursor, rows, room):
+    stay_apart()
+    classes = call.n_classes
+    in_order = (
+        (call.logits.direct == IN_PLACE or call.logits.direct == SIXTEEN)
+        and (call.out_map.rows.data == 0 or call.out_map.direct == IN_PLACE
+             or call.out_map.direct == SIXTEEN))
+    if classes <= SMALL:
+        together = GROUP
+    elif in_order:
+        together = lesser(greater(NEAR // classes, 1), GROUP)
+    else:
+        together = TILE_BYTES // (BLOCK * (4 if is_single(zero) else 8))
+    cursor_start(cursor, call, lo)
+    i = lo
+    stopped = False
+    while i < hi and not stopped:
+        subnormals(True)
+        load_rows(call, cursor, rows, lesser(hi - i, together))
+        if call.op == RANK:
+            stopped = walk_rank(call, rows, i, zero, control, room)
+        else:
+            subnormals(False)
+            if classes <= SMALL:
+                stopped = (walk_small(call, rows, i, zero, scale, control, room)
+                           or tick(control, rows.count * classes))
+            elif in_order:
+                stopped = walk_rows(call, rows, i, zero, scale, control, room)
+            else:
+                stopped = walk_tiles(call, rows, i, zero, scale, control, room)
+        i += rows.count
+    return stopped
+
+
+@part
+def walk_any(zero, has_temperature, address, lo, hi, control_address, stopped_address):
+    call = struct_at(address, _CALL)
+    memory = malloc(ALLOCATION)
+    if memory == 0:
+        call.no_memory = 1
+        return STOPPED
+    room = pointer_at((memory + (LINE - 1)) // LINE * LINE, _U8)
+    cursor = struct_at(moved(room, AT_CURSOR), _CURSOR)
+    rows = struct_at(moved(room, AT_ROWS), _ROWS)
+    control = struct_at(moved(room, AT_CONTROL), _CONTROL)
+    state = np.int64(float_state())
+    if control_address != 0:
+        control = struct_at(control_address, _CONTROL)
+    else:
+        # Without the pool: in a Python thread, whose interpreter is let go meanwhile.
+        control.elements = 0
+        control.poll = 0
+        control.stopped = stopped_address
+        control.float_state = state
+        control.thread = save_thread()
+    subnormals(True)
+    if has_temperature is None:
+        if call.op == SOFTMAX_VJP:
+            stopped = walk_vjp(call, lo, hi, zero, control, cursor, room)
+        else:
+            stopped = walk(call, lo, hi, zero, None, control, cursor, rows, room)
+    else:
+        scale = scale_by(call.temperature)
+        stopped = walk(call, lo, hi, zero, scale, control, cursor, rows, room)
+    set_float_state(state)
+    if control_address == 0:
+        restore_thread(control.thread)
+    free(memory)
+    return STOPPED if stopped else 0
+
+
+# Walk rows lo <= i < hi of a call; STOPPED or 0. Two instances of each, as exp without a
+# temperature is a constant's work. control: of the native pool, or 0; then `stopped` is a Python
+# function, and the caller holds the interpreter's lock.
+
+
+def walk_f32(call, lo, hi, control, stopped):
+    """Walk float32 and 16-bit logits."""
+    return walk_any(np.float32(0), None, call, lo, hi, control, stopped)
+
+
+def walk_f64(call, lo, hi, control, stopped):
+    """Walk float64 logits."""
+    return walk_any(np.float64(0), None, call, lo, hi, control, stopped)
+
+
+def walk_scaled_f32(call, lo, hi, control, stopped):
+    """Walk float32 and 16-bit logits, with a temperature."""
+    return walk_any(np.float32(0), True, call, lo, hi, control, stopped)
+
+
+def walk_scaled_f64(call, lo, hi, control, stopped):
+    """Walk float64 logits, with a temperature."""
+    return walk_any(np.float64(0), True, call, lo, hi, control, stopped)
