@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -84,6 +86,17 @@ def _compiled() -> None:
     for backend, state in sx.available_backends().items():
         if state == "available":
             sx.warmup(backend=backend)
+
+
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt: a shell that starts jobs in the background has it ignored.
+
+    Interpreters that a test starts inherit that, unless they set the handler themselves.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(params=["float32", "float64"])

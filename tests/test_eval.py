@@ -830,8 +830,9 @@ def test_death_at_every_step(python, evaluate, name, workers, order):
 
 #: The command, slowed down to 50 blocks a second a worker.
 SLOW = """
-import sys, time
+import signal, sys, time
 from softxent.cli import _gradient_file, eval as command, main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # see conftest.heeds_ctrl_c
 command.BLOCK_BYTES, _gradient_file.CHECKPOINT_SECONDS = 700, 0.0
 fast = command.accuracy
 def slow(*arguments, **options):

@@ -378,6 +378,7 @@ def test_python_threads_ctrl_c_in_the_caller_stops_the_helpers():
     assert task.visits.sum() < 100_000
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_python_threads_ctrl_c_while_waiting_stops_the_helpers():
     helper_has_one = threading.Event()
 
