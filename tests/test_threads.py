@@ -1,4 +1,4 @@
-"""Settings, limits, and the pool by itself. Whole processes: test_processes.py."""
+"""Settings, limits, and the pool by itself. Whole processes, many callers: test_processes.py."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ import softxent as sx
 from pool_kernel import Watched, build
 from softxent import _settings, _threads
 from softxent._settings import Setting, environment
-
-BACKENDS = [name for name, state in sx.available_backends().items() if state == "available"]
 
 # --- settings -----------------------------------------------------------------------------------
 
@@ -425,34 +423,6 @@ def test_python_threads_share_the_callers_errstate():
     with np.errstate(over="raise"):
         _threads.run(PythonTask(2, act), 2, 1, 2)
     assert states == ["raise", "raise"]
-
-
-# --- callers side by side (T1) ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_8_threads_2000_calls_give_the_serial_bits(backend):
-    rng = np.random.default_rng(3)
-    logits = rng.normal(scale=5, size=(8, 512, 33)).astype(np.float32)  # enough for two threads
-    targets = rng.integers(0, 33, (8, 512))
-    wrong = []
-
-    def call(i: int, n_threads: int) -> tuple[float, bytes]:
-        loss, grad = sx.cross_entropy_with_grad(
-            logits[i], targets[i], n_threads=n_threads, backend=backend
-        )
-        return loss, grad.tobytes()
-
-    def keep_calling(i: int) -> None:
-        wrong.extend(i for _ in range(2000) if call(i, 2) != serial[i])
-
-    serial = [call(i, 1) for i in range(8)]
-    threads = [threading.Thread(target=keep_calling, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
 
 
 # --- the extension ------------------------------------------------------------------------------
