@@ -61,12 +61,13 @@ def _walk_of(item_size: int, has_temperature: bool) -> str:
 
 _loaded: dict[tuple[str, str], Loaded] = {}
 _broken: list[str] = []  # why, once something did not compile or load
-_is_forked = False
+_is_compiler_lost = False  # to this process, for good
 
 
 def _after_fork() -> None:
-    global _is_forked
-    _is_forked = True
+    # Here and now: later on, it may be a thread of the child's own that has the locks.
+    global _is_compiler_lost
+    _is_compiler_lost = not _is_compiler_free()
 
 
 if hasattr(os, "register_at_fork"):
@@ -74,10 +75,15 @@ if hasattr(os, "register_at_fork"):
 
 
 def _is_compiler_free() -> bool:
-    """Whether the compiler's locks can be had, in a child.
+    """Whether nobody holds the compiler's locks, nor imports it, in a child that was just forked.
 
-    A thread that held one when the process was forked is not there to let it go.
+    A thread that did when the process was forked is not there to let go.
     """
+    for name, found in list(sys.modules.items()):
+        if (name.split(".")[0] in ("llvmlite", "numba") or name.startswith(__package__)) and (
+            getattr(getattr(found, "__spec__", None), "_initializing", False)  # it is half there
+        ):
+            return False
     for module, path in (("numba.core.compiler_lock", "global_compiler_lock._lock"),
                          ("llvmlite.binding.ffi", "lib._lock._lock")):
         try:
@@ -160,7 +166,7 @@ class Numba(Backend):
             return reason
         walk = _walk_of(8 if key.dtype == "float64" else 4, key.temperature)
         level = self.isa()
-        if (walk, level) not in _loaded and _is_forked and not _is_compiler_free():
+        if (walk, level) not in _loaded and _is_compiler_lost:
             return ("its compiler was at work in another thread when this process was forked: call "
                     "warmup() before forking")
         try:
