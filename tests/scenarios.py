@@ -151,6 +151,23 @@ threading.Thread(target=keep_calling, daemon=True).start()
 time.sleep(float(sys.argv[3]))
 """
 
+FIRST_CALLS = """
+def all_agree():
+    results = []
+    barrier = threading.Barrier(8)
+
+    def first():
+        barrier.wait()
+        results.append(call(2))
+
+    threads = [threading.Thread(target=first) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results == [call(1)] * 8
+"""
+
 SCENARIOS = {
     # ---- fork (T2) -------------------------------------------------------------------------------
     "fork": Scenario("""
@@ -254,20 +271,14 @@ for thread in threads:
     thread.join()
 assert not wrong
 """),
-    "8 threads, the first calls of all": Scenario("""
-results = []
-barrier = threading.Barrier(8)
-
-def first():
-    barrier.wait()
-    results.append(call(2))
-
-threads = [threading.Thread(target=first) for _ in range(8)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
-assert results == [call(1)] * 8
+    "8 threads, the first calls of all": Scenario(FIRST_CALLS + """
+assert all_agree()
+""", warm=False),
+    # Forking takes locks of threads that are gone; those of threads that are there matter not.
+    "8 threads, the first calls of a child": Scenario(FIRST_CALLS + """
+sx.explain(logits.shape, "float64", backend=BACKEND)
+for _ in range(10):
+    assert fork_and(all_agree)
 """, warm=False),
     # ---- the interpreter's end (T4) --------------------------------------------------------------
     "exit during a call, after 0 ms": Scenario(EXIT, (0.0,)),
@@ -296,3 +307,103 @@ thread.join()
 assert results == [True] * 50
 """),
 }
+
+# ---- other people's threads (T3) -----------------------------------------------------------------
+
+#: What imports a peer, starts its threads, and defines how to use them again.
+PEERS = {
+    "torch": """
+import torch
+
+def use_torch():
+    torch.nn.functional.cross_entropy(torch.ones(1024, 1024), torch.arange(1024))
+
+use_torch()
+""",
+    "sklearn": """
+import numpy
+from sklearn.metrics import pairwise_distances_argmin
+
+def use_sklearn():
+    pairwise_distances_argmin(numpy.ones((2000, 8)), numpy.ones((2000, 8)))
+
+use_sklearn()
+""",
+    "numba": """
+from peer_numba import use as use_numba
+use_numba()
+""",
+    "softxent": PRELUDE + """
+SERIAL = {name: call(1, name) for name in BACKEND.split(",")}
+
+def all_right():
+    return all(call(2, name) == serial for name, serial in SERIAL.items())
+""",
+}
+
+#: Orders in which each peer is first once, and follows each other once.
+SOME_ORDERS = [
+    ("torch", "sklearn", "softxent", "numba"),
+    ("sklearn", "numba", "torch", "softxent"),
+    ("numba", "softxent", "sklearn", "torch"),
+    ("softxent", "torch", "numba", "sklearn"),
+]
+
+
+def beside_peers(order: tuple[str, ...]) -> str:
+    """Return a script that uses all of `PEERS`, first in this order, forking after each."""
+    parts = []
+    for i, name in enumerate(order):
+        parts.append(PEERS[name])
+        if "softxent" in order[: i + 1]:
+            # The child uses ours alone: it is for the peers to survive a fork, or not.
+            parts.append("assert all_right()\nassert fork_and(all_right)\n")
+    parts += [f"use_{name}()\nassert all_right()\n" for name in order if name != "softxent"]
+    parts.append("assert fork_and(all_right)\n")
+    return "".join(parts)
+
+
+# ---- limits (T3) ---------------------------------------------------------------------------------
+
+
+class Limit(NamedTuple):
+    """What limits calls to one thread: environment variables, or a statement before them."""
+
+    environment: dict[str, str]
+    statement: str = ""
+    needs: str = ""
+
+
+NUMBERS = ("SOFTXENT_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+LIMITS = {
+    **{name: Limit({name: "1"}) for name in NUMBERS},
+    "set_num_threads": Limit({}, "sx.set_num_threads(1)"),
+    "affinity": Limit({}, "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})"),
+    "threadpoolctl": Limit({}, """
+import threadpoolctl
+sx.register_threadpoolctl()
+limits = threadpoolctl.threadpool_limits(1)
+""", needs="threadpoolctl"),
+}
+
+#: `threads()`: how many threads the largest of some calls has used, by the system's count.
+COUNT = """
+def threads():
+    workers = 0
+    for task in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{task}/comm") as comm:
+            workers += comm.read().startswith("softxent-")
+    return 1 + max(workers, max(helpers))
+
+helpers = [0]
+start = threading.Thread.start
+
+def counted_start(thread):
+    helpers[-1] += 1  # those of one call
+    start(thread)
+
+threading.Thread.start = counted_start
+for _ in range(5):
+    assert call(None) == SERIAL
+    helpers.append(0)
+"""

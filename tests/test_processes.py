@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 from pool_kernel import build
-from scenarios import ENGINES, PRELUDE, SCENARIOS, WARM
+from scenarios import (
+    COUNT,
+    ENGINES,
+    LIMITS,
+    NUMBERS,
+    PEERS,
+    PRELUDE,
+    SCENARIOS,
+    SOME_ORDERS,
+    WARM,
+    Engine,
+    beside_peers,
+)
+from softxent._threads import cgroup_cpus
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork and signals")
 
@@ -121,7 +136,160 @@ def test_calls_leave_the_float_state(script, engine):
     )
 
 
+# --- forks beside Numba's compiler (T2) ---------------------------------------------------------
+
+needs_numba = pytest.mark.skipif(Engine("numba") not in ENGINES, reason="Numba cannot be used")
+
+
+@needs_numba
+def test_first_call_of_all_compiles_in_a_child(script):
+    body, arguments, _, _ = SCENARIOS["fork before any call"]
+    script(body, "numba", True, *arguments, prelude=PRELUDE, SOFTXENT_CACHE_DIR="cold")
+
+
+@needs_numba
+def test_fork_while_another_thread_compiles(script):
+    """The child's calls get a backend's bits; one that asks for Numba may be told that it cannot.
+
+    While Numba is imported, too.
+    """
+    script(
+        """
+        from softxent import backends
+        backends.backend("numba")  # or it would be us that are being imported
+
+        def ask(backend):
+            loss = call(2, backend)
+            with open(f"child{n}", "wb") as file:
+                file.write(loss)
+            return True
+
+        def by_default():
+            return ask(None)
+
+        def by_default_without_cython():
+            sys.modules["softxent.backends.cython._bind"] = None
+            return ask(None)
+
+        def numba():
+            try:
+                return ask("numba")
+            except sx.BackendUnavailableError as error:
+                return "at work" in str(error)
+
+        compiler = threading.Thread(target=sx.explain, args=(logits.shape,),
+                                    kwargs={"backend": "numba"})
+        compiler.start()
+        n = 0
+        while compiler.is_alive() and n < 30:
+            time.sleep(random.Random(n).uniform(0, 0.4))
+            check = (by_default, by_default_without_cython, numba)[n % 3]
+            assert fork_and(check, 60), (n, check)
+            n += 1
+        compiler.join()
+        answers = set()
+        for name in os.listdir():
+            if name.startswith("child"):
+                with open(name, "rb") as file:
+                    answers.add(file.read())
+        assert n >= 6 and answers
+        assert answers <= {call(1, name) for name, state in sx.available_backends().items()
+                           if state == "available"}
+        """,
+        None,
+        True,
+        prelude=PRELUDE,
+        SOFTXENT_CACHE_DIR="cold",
+    )
+
+
+# --- other people's threads (T3) ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def numba_cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("numba_cache"))
+
+
+@pytest.mark.parametrize("extension", [True, False])
+@pytest.mark.parametrize("order", [
+    pytest.param(order, marks=() if order in SOME_ORDERS else pytest.mark.slow, id="-".join(order))
+    for order in itertools.permutations(PEERS)
+])
+def test_beside_peers(script, numba_cache, order, extension):
+    """In every order of first use, as far as `-m slow` too is run."""
+    for peer in set(PEERS) - {"softxent"}:
+        pytest.importorskip(peer)
+    ours = [engine.backend for engine in ENGINES if engine.extension or not extension]
+    if not extension:
+        pytest.importorskip("softxent._native", reason="is there nowhere else")
+        ours.remove("cython")
+    script(beside_peers(order), ",".join(dict.fromkeys(ours)), extension, prelude="",
+           NUMBA_CACHE_DIR=numba_cache)
+
+
 # --- limits (T3) --------------------------------------------------------------------------------
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+
+@linux
+def test_as_many_threads_as_there_are_cpus(script, engine):
+    # Else the tests of limits would pass whatever they did.
+    n = 1 if engine.backend == "numpy" else min(len(os.sched_getaffinity(0)), cgroup_cpus() or 99)
+    script(COUNT + "assert threads() == int(sys.argv[3]), threads()", *engine, n,
+           **dict.fromkeys(NUMBERS, ""))
+
+
+@linux
+@pytest.mark.parametrize("name", LIMITS)
+def test_limit_is_obeyed(script, engine, name):
+    environment, statement, needs = LIMITS[name]
+    if needs:
+        pytest.importorskip(needs)
+    if name == "threadpoolctl" and not engine.extension:
+        pytest.skip("threadpoolctl sees loaded libraries only")
+    script(COUNT + "assert threads() == 1, threads()", *engine,
+           prelude=f"import os\nimport softxent as sx\n{statement}\n{PRELUDE}{WARM}",
+           **{**dict.fromkeys(NUMBERS, ""), **environment})
+
+
+@pytest.fixture
+def group_with_one_cpu():
+    """A control group below ours, whose quota pays for one CPU; what a process enters it by."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        own = Path("/sys/fs/cgroup", controllers) / path.lstrip("/")
+        group = own / f"softxent-test-{os.getpid()}"
+        if controllers not in ("", "cpu", "cpu,cpuacct", "cpuacct,cpu"):
+            continue
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            if (group / "cpu.max").exists():
+                (group / "cpu.max").write_text("100000 100000")
+            elif (group / "cpu.cfs_quota_us").exists():
+                (group / "cpu.cfs_period_us").write_text("100000")
+                (group / "cpu.cfs_quota_us").write_text("100000")
+            else:
+                continue
+            yield group / "cgroup.procs"
+            return
+        finally:
+            group.rmdir()
+    pytest.skip("no control group can be made here")
+
+
+@linux
+def test_quota_is_obeyed(script, engine, group_with_one_cpu):
+    script(COUNT + "assert threads() == 1, threads()", *engine,
+           prelude=f"""
+import os
+with open({str(group_with_one_cpu)!r}, "w") as procs:
+    procs.write(str(os.getpid()))
+{PRELUDE}{WARM}""", **dict.fromkeys(NUMBERS, ""))
 
 
 def test_joblib_inner_limit_is_obeyed(script):
