@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from softxent._machine import usable_levels
+from softxent._threads import native
 from softxent.backends._contract import Backend, Call, Key, Native
 
 _PREFIX = "softxent.backends.cython."
@@ -19,8 +20,8 @@ class Task:
 
     out_of_memory = False  # its room is the thread's
 
-    def __init__(self, native: Native) -> None:
-        self.native: Native | None = native
+    def __init__(self, bound: Native) -> None:
+        self.native: Native | None = bound
 
     @property
     def refused(self) -> bool:
@@ -64,6 +65,8 @@ class Cython(Backend):
 
     def _choose(self) -> tuple[str, str]:
         # The level, or "" and why none.
+        if native() is None:
+            return "", "the extension with its pool cannot be imported (no C compiler at install?)"
         reasons = []
         for level in usable_levels():
             module, reason = _load(level)
