@@ -73,6 +73,18 @@ def test_scenario(script, name, engine):
     script(body, *engine, *arguments, prelude=PRELUDE + WARM * warm)
 
 
+def test_without_the_extension_another_backend_serves(script):
+    script(
+        """
+        assert sx.available_backends()["cython"] != "available"
+        assert right()
+        """,
+        next(engine.backend for engine in ENGINES if engine.backend != "cython"),
+        False,
+        prelude=PRELUDE + "SERIAL = call(1)\nBACKEND = None\n",
+    )
+
+
 # --- import (M3) --------------------------------------------------------------------------------
 
 
@@ -211,13 +223,17 @@ def numba_cache(tmp_path_factory):
     return str(tmp_path_factory.mktemp("numba_cache"))
 
 
-@pytest.mark.parametrize("extension", [True, False])
-@pytest.mark.parametrize("order", [
-    pytest.param(order, marks=() if order in SOME_ORDERS else pytest.mark.slow, id="-".join(order))
-    for order in itertools.permutations(PEERS)
-])
+def every_order():
+    for order in itertools.permutations(PEERS):
+        for extension in (True, False):
+            often = order in SOME_ORDERS if extension else order == SOME_ORDERS[-1]
+            yield pytest.param(order, extension, marks=() if often else pytest.mark.slow,
+                               id="-".join(order) + ("" if extension else " on Python threads"))
+
+
+@pytest.mark.parametrize(("order", "extension"), every_order())
 def test_beside_peers(script, numba_cache, order, extension):
-    """In every order of first use, as far as `-m slow` too is run."""
+    """In every order of first use, if the slow ones are run too."""
     for peer in set(PEERS) - {"softxent"}:
         pytest.importorskip(peer)
     ours = [engine.backend for engine in ENGINES if engine.extension or not extension]
@@ -242,13 +258,14 @@ def test_as_many_threads_as_there_are_cpus(script, engine):
 
 
 @linux
-@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize(("engine", "name"), [
+    (engine, name) for engine in ENGINES for name in LIMITS
+    if engine.extension or name != "threadpoolctl"  # which sees loaded libraries only
+], ids=str)
 def test_limit_is_obeyed(script, engine, name):
     environment, statement, needs = LIMITS[name]
     if needs:
         pytest.importorskip(needs)
-    if name == "threadpoolctl" and not engine.extension:
-        pytest.skip("threadpoolctl sees loaded libraries only")
     script(COUNT + "assert threads() == 1, threads()", *engine,
            prelude=f"import os\nimport softxent as sx\n{statement}\n{PRELUDE}{WARM}",
            **{**dict.fromkeys(NUMBERS, ""), **environment})
