@@ -193,6 +193,8 @@ def test_fork_while_another_thread_compiles(script):
         compiler = threading.Thread(target=sx.explain, args=(logits.shape,),
                                     kwargs={"backend": "numba"})
         compiler.start()
+        while "numba" not in sys.modules:  # before, it reads metadata: the import system's locks
+            time.sleep(0.01)
         n = 0
         while compiler.is_alive() and n < 30:
             time.sleep(random.Random(n).uniform(0, 0.4))
