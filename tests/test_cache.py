@@ -33,7 +33,7 @@ def file(folder):
     """A file in it, as it should be."""
     _cache.write("one", KEY, BODY)
     assert _cache.read("one", KEY) == BODY
-    return folder / "one"
+    return _cache._path(folder, "one", KEY)
 
 
 def test_directory(monkeypatch, tmp_path):
@@ -64,11 +64,19 @@ def test_only_the_same_key_reads(file):
     assert _cache.read("other", KEY) is None
 
 
+def test_versions_side_by_side_and_the_oldest_go(folder):
+    keys = [bytes([i]) for i in range(_cache.KEPT + 3)]
+    for i, key in enumerate(keys):
+        _cache.write("one", key, BODY)
+        os.utime(_cache._path(folder, "one", key), (i, i))
+    assert [_cache.read("one", key) is None for key in keys] == [True] * 3 + [False] * _cache.KEPT
+
+
 @posix
 def test_what_is_made_is_closed_to_others(file, folder):
     assert file.stat().st_mode & 0o077 == 0
     assert folder.stat().st_mode & 0o077 == 0
-    assert os.listdir(folder) == ["one"]
+    assert os.listdir(folder) == [_cache._path(folder, "one", KEY).name]
 
 
 def test_any_flipped_byte_is_seen(file):
@@ -109,10 +117,10 @@ def test_a_file_of_another_user_is_not_trusted(file):
                          ids=["folder", "pipe", "dangling link"])
 def test_what_is_no_file(folder, make):
     folder.mkdir(parents=True)
-    make(folder / "one")
+    make(_cache._path(folder, "one", KEY))
     assert _cache.read("one", KEY) is None
     _cache.write("one", KEY, BODY)
-    assert [name for name in os.listdir(folder) if name != "one"] == []
+    assert len(os.listdir(folder)) == 1
 
 
 @pytest.mark.parametrize("place", ["file/below", "null\0byte", "n" * 300])
@@ -173,7 +181,7 @@ def test_many_writers_and_readers_at_once(folder):
     _cache.write("one", KEY, BODY)
     running = [child(script, part) for part in ("write", "read") * 3]
     assert [one.communicate(timeout=120) for one in running] == [("", "")] * 6
-    assert os.listdir(folder) == ["one"]
+    assert os.listdir(folder) == [_cache._path(folder, "one", KEY).name]
 
 
 @posix

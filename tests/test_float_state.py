@@ -179,6 +179,8 @@ CASES = {
     "target_log_probs": (
         each(lambda z, y, options: sx.target_log_probs(z, y, **options)),
         lambda level: sx.target_log_probs(np.zeros((2, 3)), [0, 3], backend=level.backend)),
+    "warmup": (lambda level: sx.warmup(backend=level.backend),
+               lambda level: sx.warmup(dtypes=["none such"], backend=level.backend)),
 }
 #: Losses have their cases from their options.
 OF_LOSSES = {name + suffix for name in LOSSES for suffix in ("", "_with_grad")}

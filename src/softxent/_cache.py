@@ -12,10 +12,13 @@ import os
 import stat
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 _MAGIC = b"softxent\x00cache\x001\n"
 _DIGEST = 32
+#: Files of one name: a new one for every version of anything.
+KEPT = 8
 
 
 def directory() -> Path | None:
@@ -50,7 +53,7 @@ def read(name: str, key: bytes) -> bytes | None:
         return None
     try:
         # Not to be kept waiting by a pipe of that name.
-        handle = os.open(folder / name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        handle = os.open(_path(folder, name, key), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with open(handle, "rb") as file:
             if not _is_own(os.fstat(file.fileno())):
                 return None
@@ -64,22 +67,38 @@ def read(name: str, key: bytes) -> bytes | None:
 
 
 def write(name: str, key: bytes, body: bytes) -> None:
-    """Store `body`, at once or not at all."""
+    """Store `body`, at once or not at all; of each name the last KEPT are kept."""
     folder = directory()
     if folder is None:
         return
     with contextlib.suppress(OSError, ValueError):
+        _forget_all_but(KEPT - 1, folder, name)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Others see the old file or the new one: each writer has a file of its own until then.
         handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(_MAGIC + _digest(key, body) + body)
-            os.replace(temporary, folder / name)
+            os.replace(temporary, _path(folder, name, key))
         except BaseException:  # a full disk, Ctrl-C
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+
+
+def _path(folder: Path, name: str, key: bytes) -> Path:
+    # Versions that share the directory have a file each.
+    return folder / f"{name}-{hashlib.sha256(key).hexdigest()[:16]}"
+
+
+def _forget_all_but(kept: int, folder: Path, name: str) -> None:
+    """Delete the oldest files of a name, and what killed writers have left of it an hour ago."""
+    written = {path: path.stat().st_mtime for path in folder.glob(f"{name}-*")}
+    for path in sorted(written, key=written.__getitem__)[: max(0, len(written) - kept)]:
+        path.unlink(missing_ok=True)
+    for path in folder.glob(f".{name}.*"):
+        if path.stat().st_mtime < time.time() - 3600.0:
+            path.unlink(missing_ok=True)
 
 
 def _digest(key: bytes, body: bytes) -> bytes:

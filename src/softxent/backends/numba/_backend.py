@@ -113,7 +113,7 @@ def _load(walk: str, level: str) -> Loaded:
         return found
     from softxent.backends.numba import _build
 
-    name = f"{walk}-{level}.o"
+    name = f"{walk}-{level}"
     key = _key(level)
     code = _cache.read(name, key)
     if code is None:
