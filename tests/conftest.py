@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import softxent as sx
+from softxent.backends import BACKENDS
 
 #: The levels SOFTXENT_MAX_ISA knows, with what NumPy, another party, must find in the processor.
 LEVELS = {
@@ -105,7 +106,8 @@ def dtype(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-#: What other Pythons, the wheel, the sdist and a build without a compiler run (`-m subset`).
+#: What other Pythons, the wheel, the sdist and a build without a compiler run (`-m subset`): of
+#: these files, what is of no backend, of NumPy's, or of the backend and level that calls get there.
 SUBSET = {
     "test_bad_input.py", "test_cli.py", "test_constants.py", "test_docs.py", "test_float_state.py",
     "test_import.py", "test_layers.py", "test_objects.py", "test_plan.py", "test_readme.py",
@@ -115,6 +117,12 @@ SUBSET = {
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the subset."""
+    plan = sx.explain((4, 4))
+    served = {plan.backend, Level(plan.backend, plan.isa), "numpy", Level("numpy", "")}
     for item in items:
-        if item.path.name in SUBSET:
+        parameters = getattr(item, "callspec", None)
+        backends = {value for value in parameters.params.values()
+                    if isinstance(value, Level) or (isinstance(value, str) and value in BACKENDS)
+                    } if parameters else set()
+        if item.path.name in SUBSET and backends <= served:
             item.add_marker(pytest.mark.subset)
