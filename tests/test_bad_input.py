@@ -1146,6 +1146,7 @@ def test_misaligned_class_weight_is_realigned():
     assert np.array_equal(problem.call.class_weight, weights)
 
 
+@pytest.mark.slow  # it measures time, which a busy machine does not keep
 def test_rows_of_nan_cost_no_more(level, dtype):
     """M2, roughly: far from the 12 times as long that a masked load from NULL once took."""
     z = logits(dtype, (200, 1025))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import softxent as sx
+from conftest import force, usable_levels
 
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 #: Logits' shapes as PyTorch wants them: (C,) or (N, C, d1, ...).
@@ -25,6 +26,22 @@ def problem(shape):
     z = rng.normal(0, 4, shape)
     targets = rng.integers(0, shape[axis], np.delete(shape, axis))
     return z, targets, rng.uniform(0.1, 3, shape[axis]), axis
+
+
+def compared():
+    """Return the backend and level that calls get here, and NumPy's.
+
+    That the others compute the same is test_accuracy's, test_options' and test_bits' matter.
+    """
+    plan = sx.explain((4, 4))
+    return [one for one in usable_levels()
+            if one == (plan.backend, plan.isa) or one.backend == "numpy"]
+
+
+@pytest.fixture(params=compared(), ids=str)
+def level(request, monkeypatch):
+    force(request.param, monkeypatch)
+    return request.param
 
 
 # ---- PyTorch -------------------------------------------------------------------------------------

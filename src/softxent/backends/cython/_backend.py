@@ -66,7 +66,7 @@ class Cython(Backend):
     def _choose(self) -> tuple[str, str]:
         # The level, or "" and why none.
         if native() is None:
-            return "", "the extension with its pool cannot be imported (no C compiler at install?)"
+            return "", "its extensions were not built, or cannot be imported (no C compiler?)"
         reasons = []
         for level in usable_levels():
             module, reason = _load(level)

@@ -68,13 +68,20 @@ class Loaded:
     """The machine code of one walk, in memory for as long as the process lives."""
 
     def __init__(self, code: bytes, level: str) -> None:
-        module = llvm.parse_assembly("")
-        self._engine = llvm.create_mcjit_compiler(module, _target_machine(level))
-        self._engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
-        self._engine.finalize_object()
+        # JITLink takes one block for all sections; LLVM's older linker takes what the system gives,
+        # and ends the process where two lie more than 2 GiB apart.
+        self._jit = llvm.create_lljit_compiler(_target_machine(level), use_jit_link=True)
+        self._code = (
+            llvm.JITLibraryBuilder()
+            .add_object_img(code)
+            .add_current_process()
+            .export_symbol(KERNEL)
+            .export_symbol(RUN)
+            .link(self._jit, "softxent")
+        )
         #: Addresses.
-        self.kernel = int(self._engine.get_function_address(KERNEL))
+        self.kernel = int(self._code[KERNEL])
         # Called with the interpreter's lock, which it lets go; raises what `stopped` raised.
         self.run = ctypes.PYFUNCTYPE(
             ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.py_object
-        )(self._engine.get_function_address(RUN))
+        )(self._code[RUN])
