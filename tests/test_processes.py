@@ -326,6 +326,56 @@ def test_joblib_inner_limit_is_obeyed(script):
     )
 
 
+# --- Python threads by themselves ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["at work", "waiting"])
+def test_python_threads_child_of_a_fork_in_a_handler_is_told(script, moment):
+    # As the pool's child below: the helpers' pieces are lost to it.
+    script(
+        """
+        from softxent import _threads
+        children = []
+
+        def fork(number, frame):
+            children.append(os.fork())
+            if children[-1] == 0:
+                signal.alarm(20)
+
+        class Task:
+            native = None
+            started = threading.Barrier(2)
+            answered = threading.Event()  # the parent's signal
+
+            def __call__(self, lo, hi, stopped):
+                if lo < 2:
+                    self.started.wait(20)
+                if threading.current_thread() is not threading.main_thread():
+                    self.answered.wait(20)
+                elif lo < 2 and sys.argv[1] == "at work":
+                    while not children:
+                        stopped()
+
+        def send():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            while not children:
+                time.sleep(0.001)
+            Task.answered.set()
+
+        signal.signal(signal.SIGUSR1, fork)
+        threading.Timer(0.3, send).start()
+        try:
+            _threads.run(Task(), 2, 1, 2)
+        except RuntimeError as error:
+            os._exit(not (children == [0] and "forked" in str(error)))
+        assert children[0] > 0, "the child does not know that it has no result"
+        assert os.waitpid(children[0], 0)[1] == 0
+        """,
+        moment,
+        prelude="import os, signal, sys, threading, time\n",
+    )
+
+
 # --- the pool by itself -------------------------------------------------------------------------
 
 POOL = """\

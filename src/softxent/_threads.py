@@ -291,6 +291,7 @@ def _go_on() -> bool:
 
 def _run_on_python_threads(task: Task, n_rows: int, grain: int, n_threads: int) -> None:
     stop = threading.Event()
+    process = os.getpid()
     starts = itertools.count(0, grain)  # next() is one step under the interpreter's lock
     errors: list[BaseException] = []
 
@@ -323,22 +324,32 @@ def _run_on_python_threads(task: Task, n_rows: int, grain: int, n_threads: int) 
         stop.set()
         raise
     finally:
-        _wait_for(helpers, stop)
+        _wait_for(helpers, stop, process)
     if errors:
         raise errors[0]
 
 
+#: How long a child that has no helpers may wait for them before it looks whether it is one.
+LOOK_SECONDS = 0.1
+
+
 def _wait_for(
-    helpers: list[tuple[threading.Thread, threading.Event]], stop: threading.Event
+    helpers: list[tuple[threading.Thread, threading.Event]], stop: threading.Event, process: int
 ) -> None:
-    """Wait until `helpers` are done, however often Ctrl-C is pressed meanwhile; then raise it."""
+    """Wait until `helpers` are done, however often Ctrl-C is pressed meanwhile; then raise it.
+
+    They are threads of `process`: a signal handler may fork, and the child has not got them.
+    """
     interrupt = None
     while helpers:
+        if os.getpid() != process:
+            raise RuntimeError("a signal handler forked during this call; the child has no result")
         helper, done = helpers[-1]
         try:
-            done.wait()  # join() alone takes a running thread for ended if interrupted (bpo-46726)
-            helper.join()
-            helpers.pop()
+            # join() alone takes a running thread for ended if interrupted (bpo-46726)
+            if done.wait(LOOK_SECONDS):
+                helper.join()
+                helpers.pop()
         except BaseException as error:
             stop.set()
             interrupt = error
