@@ -351,6 +351,31 @@ def test_python_threads_help():
     assert not task.threads & {thread.name for thread in threading.enumerate()[1:]}
 
 
+def test_python_threads_help_one_call_at_a_time():
+    barrier = threading.Barrier(3)  # two threads of the owner's, and the test
+
+    def begin_and_end(lo):
+        barrier.wait(10)
+        barrier.wait(10)
+
+    owner = PythonTask(2, begin_and_end)
+
+    def own():
+        _threads.run(owner, 2, 1, 2)
+
+    for _ in range(2):  # the helpers are given back
+        thread = threading.Thread(target=own)
+        thread.start()
+        barrier.wait(10)
+        second = PythonTask(100)
+        _threads.run(second, 100, 1, 4)
+        assert second.threads == {threading.current_thread().name}
+        assert (second.visits == 1).all()
+        barrier.wait(10)
+        thread.join()
+    assert (owner.visits == 2).all()
+
+
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 def test_python_threads_pass_errors_on(n_threads):
     def fail(lo):

@@ -289,6 +289,14 @@ def _go_on() -> bool:
     return False
 
 
+#: "run": what tells the one call that has helpers, as of the pool one call has the workers; those
+#: of other threads run alone meanwhile, or their number would multiply.
+_owner: dict[str, threading.Event] = {}
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_owner.clear)
+
+
 def _run_on_python_threads(task: Task, n_rows: int, grain: int, n_threads: int) -> None:
     stop = threading.Event()
     process = os.getpid()
@@ -309,7 +317,8 @@ def _run_on_python_threads(task: Task, n_rows: int, grain: int, n_threads: int) 
 
     helpers: list[tuple[threading.Thread, threading.Event]] = []
     try:
-        for _ in range(n_threads - 1):
+        is_owner = _owner.setdefault("run", stop) is stop  # one step, as next() above
+        for _ in range(n_threads - 1 if is_owner else 0):
             done = threading.Event()
             # np.errstate lives in the context: rows must not depend on the thread they run in.
             context = contextvars.copy_context()
@@ -324,7 +333,11 @@ def _run_on_python_threads(task: Task, n_rows: int, grain: int, n_threads: int) 
         stop.set()
         raise
     finally:
-        _wait_for(helpers, stop, process)
+        try:
+            _wait_for(helpers, stop, process)
+        finally:
+            if _owner.get("run") is stop:
+                _owner.clear()
     if errors:
         raise errors[0]
 
