@@ -386,14 +386,23 @@ limits = threadpoolctl.threadpool_limits(1)
 """, needs="threadpoolctl"),
 }
 
-#: `threads()`: how many threads the largest of some calls has used, by the system's count.
-COUNT = """
-def threads():
-    workers = 0
+#: `workers()`: how many threads the pool has, by the system's count.
+WORKERS = """
+def workers():
+    count = 0
     for task in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{task}/comm") as comm:
-            workers += comm.read().startswith("softxent-")
-    return 1 + max(workers, max(helpers))
+        try:
+            with open(f"/proc/self/task/{task}/comm") as comm:
+                count += comm.read().startswith("softxent-")
+        except OSError:  # a thread that has ended; ours do not
+            pass
+    return count
+"""
+
+#: `threads()`: how many threads the largest of some calls has used.
+COUNT = WORKERS + """
+def threads():
+    return 1 + max(workers(), max(helpers))
 
 helpers = [0]
 start = threading.Thread.start
@@ -407,3 +416,79 @@ for _ in range(5):
     assert call(None) == SERIAL
     helpers.append(0)
 """
+
+
+# ---- inside other people's threads (T3) ----------------------------------------------------------
+
+
+class Inside(NamedTuple):
+    """A script after `PRELUDE`, `WARM` and `WORKERS`."""
+
+    body: str
+    needs: tuple[str, ...]
+
+
+INSIDE = {
+    # OpenMP's threads, which Python first hears of when they call it.
+    "Numba's parallel code": Inside("""
+import ctypes
+import numba
+
+seen = set()
+
+@ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
+def ours(i):
+    seen.add(threading.get_native_id())
+    return right()
+
+@numba.njit(parallel=True, nogil=True)
+def count_right(n):
+    count = 0
+    for i in numba.prange(n):
+        count += ours(i)
+    return count
+
+numba.set_num_threads(min(2, numba.config.NUMBA_NUM_THREADS))
+for _ in range(3):
+    assert count_right(40) == 40
+assert len(seen) == numba.get_num_threads(), seen
+assert workers() <= 1, workers()
+assert fork_and(right)
+""", ("numba",)),
+    "joblib's threads, beside Numba's": Inside("""
+import joblib
+from peer_numba import use
+
+def job(i):
+    use()
+    return right()
+
+assert all(joblib.Parallel(2, backend="threading")(joblib.delayed(job)(i) for i in range(20)))
+assert workers() <= 1, workers()
+assert fork_and(right)
+""", ("joblib", "numba")),
+    "joblib's processes, beside Numba's and OpenMP's threads": Inside("""
+import joblib
+
+def job(argv, data):
+    # A worker of loky does not import this file.
+    import os, sys
+    if argv[2] == "False":
+        sys.modules["softxent._native"] = None
+    from sklearn.metrics import pairwise_distances_argmin
+    from peer_numba import use
+    import softxent as sx
+
+    use()
+    pairwise_distances_argmin(data[0], data[0])
+    loss, grad = sx.cross_entropy_with_grad(
+        *data, reduction="none", n_threads=2, backend=argv[1])
+    return loss.tobytes() + grad.tobytes()
+
+if __name__ == "__main__":
+    parallel = joblib.Parallel(n_jobs=2, backend="loky", timeout=60)
+    results = parallel(joblib.delayed(job)(sys.argv, (logits, targets)) for _ in range(8))
+    assert all(result == SERIAL for result in results)
+    assert fork_and(right)
+""", ("joblib", "numba", "sklearn")),
+}

@@ -15,6 +15,7 @@ from pool_kernel import build
 from scenarios import (
     COUNT,
     ENGINES,
+    INSIDE,
     LIMITS,
     NUMBERS,
     PEERS,
@@ -22,12 +23,15 @@ from scenarios import (
     SCENARIOS,
     SOME_ORDERS,
     WARM,
+    WORKERS,
     Engine,
     beside_peers,
 )
 from softxent._threads import cgroup_cpus
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork and signals")
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 #: RuntimeWarnings are ours. Python 3.12 warns of what is tested here: forks beside threads.
 WARNINGS = ("-W", "error::RuntimeWarning", "-W", "ignore:This process:DeprecationWarning")
@@ -88,7 +92,7 @@ def test_without_the_extension_another_backend_serves(script):
 # --- import (M3) --------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@linux
 def test_import_starts_no_thread_and_loads_no_openmp(script):
     script(
         """
@@ -115,7 +119,7 @@ def test_import_starts_no_thread_and_loads_no_openmp(script):
     )
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@linux
 def test_calls_load_no_openmp(script, engine):
     script(
         """
@@ -247,9 +251,24 @@ def test_beside_peers(script, numba_cache, order, extension):
            NUMBA_CACHE_DIR=numba_cache)
 
 
-# --- limits (T3) --------------------------------------------------------------------------------
+def every_inside():
+    for name, engine in itertools.product(INSIDE, ENGINES):
+        # Its workers import for seconds.
+        often = "processes" not in name or engine == ENGINES[0]
+        yield pytest.param(name, engine, marks=() if often else pytest.mark.slow,
+                           id=f"{engine}-{name}")
 
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+@linux
+@pytest.mark.parametrize(("name", "engine"), list(every_inside()))
+def test_inside(script, numba_cache, name, engine):
+    body, needs = INSIDE[name]
+    for module in needs:
+        pytest.importorskip(module)
+    script(body, *engine, prelude=PRELUDE + WARM + WORKERS, NUMBA_CACHE_DIR=numba_cache)
+
+
+# --- limits (T3) --------------------------------------------------------------------------------
 
 
 @linux
