@@ -395,6 +395,42 @@ def test_python_threads_child_of_a_fork_in_a_handler_is_told(script, moment):
     )
 
 
+def test_python_threads_help_the_child_of_a_fork_during_a_call(script):
+    # The call that has them in the parent is not the child's.
+    script(
+        """
+        from softxent import _threads
+
+        class Task:
+            native = None
+
+            def __init__(self, meet):
+                self.meet = meet
+
+            def __call__(self, lo, hi, stopped):
+                self.meet()
+
+        def is_helped():
+            both = threading.Barrier(2)
+            _threads.run(Task(lambda: both.wait(10)), 2, 1, 2)
+            return True
+
+        at_work = threading.Barrier(3)
+        end = threading.Event()
+        long = Task(lambda: (at_work.wait(20), end.wait(20)))
+        thread = threading.Thread(target=_threads.run, args=(long, 2, 1, 2))
+        thread.start()
+        at_work.wait(20)
+        assert fork_and(is_helped)
+        end.set()
+        thread.join()
+        """,
+        None,
+        True,
+        prelude=PRELUDE,
+    )
+
+
 # --- the pool by itself -------------------------------------------------------------------------
 
 POOL = """\
