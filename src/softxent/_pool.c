@@ -219,20 +219,13 @@ static void leave_seat(void)
     }
 }
 
-static void *worker(void *number)
+static void *worker(void *unused)
 {
+    (void)unused;
 #if SX_HAVE_MXCSR
     set_float_state(0x1f80); /* the default; a new thread has its creator's */
 #elif defined(__aarch64__)
     __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)0));
-#endif
-#if defined(__linux__)
-    char name[16]; /* the kernel's limit */
-
-    snprintf(name, sizeof name, "softxent-%d", (int)(intptr_t)number);
-    pthread_setname_np(pthread_self(), name);
-#else
-    (void)number;
 #endif
     for (;;) {
         struct job *job = take_seat();
@@ -268,8 +261,17 @@ static int grow(int wanted)
     while (size < wanted) {
         pthread_t thread;
 
-        if (pthread_create(&thread, &attributes, worker, (void *)(intptr_t)size) != 0)
+        if (pthread_create(&thread, &attributes, worker, NULL) != 0)
             break;
+#if defined(__linux__)
+        /* Here, not by itself: who looks for workers after a call finds even one that has not run. */
+        {
+            char name[16]; /* the kernel's limit */
+
+            snprintf(name, sizeof name, "softxent-%d", size);
+            pthread_setname_np(thread, name);
+        }
+#endif
         size++;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
