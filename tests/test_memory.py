@@ -108,6 +108,10 @@ SCRIPT = """
             "class_weight": np.ones(C), "label_smoothing": 0.1, "temperature": 2.0,
             "softcap": 30.0, "z_loss": 1e-4, "grad_out": z}),
     }
+    if BACKEND == "numpy":    # one path for all layouts: test_reference.py measures it too
+        CASES = {name: CASES[name] for name in (
+            "C", "one row", "F, long rows", "foreign byte order", "in place, 200 MB, F", "sum",
+            "float16", "probabilities, other type, order", "everything, in place")}
 
     def measure(function, bytes_out, z):
         first = reset()
@@ -191,6 +195,6 @@ def test_rise_of_peak_memory(backend, n_threads, tmp_path):
         if case["rise"] > bound(backend, n_threads, case["rows"], case["classes"])
     }
     assert not beyond
-    assert len(result) >= 28
+    assert len(result) >= (9 if backend == "numpy" else 28)
     # The measurement sees what is there: "sum" stores 8 bytes a row that it does not return.
     assert result["sum"]["rise"] >= 8 * result["sum"]["rows"] - MIB // 2
