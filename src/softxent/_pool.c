@@ -268,7 +268,7 @@ static int grow(int wanted)
         {
             char name[16]; /* the kernel's limit */
 
-            snprintf(name, sizeof name, "softxent-%d", size);
+            snprintf(name, sizeof name, "softxent-%u", (unsigned)size % 1000000u);
             pthread_setname_np(thread, name);
         }
 #endif
