@@ -8,11 +8,13 @@ contract's figures, nowhere else repeated.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,9 +42,14 @@ OPTION_BOUNDS = {
     "loss": BOUNDS["loss"],
     "soft loss": ("A8", "ulp of sum q (lse - z)", 8.0, 16.0),
     "loss with z-loss": ("A9", "eps sum |terms|", 8.0, 16.0),
+    "divergence": ("A9", "eps sum |terms|", 8.0, 16.0),
+    "squared error": ("A9", "eps sum |terms|", 8.0, 16.0),
+    "binary cross-entropy": ("A9", "eps sum |terms|", 8.0, 16.0),
     "gradient": BOUNDS["gradient"],
     "gradient below F": BOUNDS["gradient below F"],
     "other gradient": ("A6", "eps (|A| p + |B|)", 4.0, 8.0),
+    "gradient of squared error": ("A9", "eps sum |terms|", 8.0, 16.0),
+    "gradient of binary cross-entropy": ("A9", "eps sum |terms|", 8.0, 16.0),
     "sum g": BOUNDS["sum g"],
     "sum of other g": ("E1", "eps (|A| + sum |B|)", 2.0, 8.0),
     "softmax": BOUNDS["softmax"],
@@ -72,22 +79,42 @@ def storage(dtype: str) -> np.dtype:
     return np.dtype(dtype)
 
 
-def loss_quantity(kind: str, options: Collection[str]) -> str:
-    """The quantity of `OPTION_BOUNDS` that a loss is, from the options that are on."""
-    if "z_loss" in options:
-        return "loss with z-loss"
-    return "soft loss" if kind == "probabilities" or "label_smoothing" in options else "loss"
+class Quantities(NamedTuple):
+    """The quantities of `OPTION_BOUNDS` that a loss, its gradient and that one's sums are."""
+
+    loss: str
+    gradient: str
+    sums: str = ""
+
+    @property
+    def relative(self) -> bool:
+        """Whether A5, relative and stronger than A6, is promised of the gradient."""
+        return self.gradient == "gradient"
 
 
-def is_relative(kind: str, options: Collection[str]) -> bool:
-    """Whether A5, relative and stronger than A6, is promised of the gradient."""
-    return kind == "classes" and not {"label_smoothing", "z_loss", "softcap"} & set(options)
+def quantities(loss: str, kind: str, options: Collection[str]) -> Quantities:
+    """What is promised of a loss, from the options that are on."""
+    if loss == "nll_loss":
+        return Quantities("loss", "gradient")
+    if loss == "sigmoid_binary_cross_entropy":
+        return Quantities("binary cross-entropy", "gradient of binary cross-entropy")
+    if loss == "softmax_squared_error":
+        return Quantities("squared error", "gradient of squared error")
+    sums = {"z_loss", "softcap"}.isdisjoint(options)
+    if loss == "kl_divergence":
+        return Quantities("divergence", "other gradient", "sum of other g" if sums else "")
+    soft = kind == "probabilities" or "label_smoothing" in options
+    name = "loss with z-loss" if "z_loss" in options else "soft loss" if soft else "loss"
+    if soft or not sums:
+        return Quantities(name, "other gradient", "sum of other g" if sums else "")
+    return Quantities(name, "gradient", "sum g")
 
 
 @dataclass(frozen=True)
 class Setting:
     """Options of a call: kind of target, numbers, and which arrays are drawn beside."""
 
+    loss: str = "cross_entropy"
     kind: str = "classes"
     options: tuple[tuple[str, float], ...] = ()
     class_weight: bool = False
@@ -106,10 +133,17 @@ class Setting:
         if self.row_weights:
             of_rows["sample_weight"] = np.exp(rng.normal(0, 2, n))
             of_rows["upstream"] = rng.normal(0, 1, n) * 10.0 ** rng.integers(-5, 6)
+        if self.loss in truth.POINTWISE and self.class_weight:
+            shared["pos_weight"] = np.exp(rng.normal(0, 2, n))
+            del shared["class_weight"]
         return shared, of_rows
 
     def targets(self, case: rows.Case) -> np.ndarray:
-        """Class numbers, or probabilities."""
+        """Class numbers, or probabilities; of single logits: 0, 1 and what lies between."""
+        if self.loss in truth.POINTWISE:
+            rng = np.random.default_rng([rows.SEED, len(case.targets)])
+            return np.where(rng.random(len(case.targets)) < 0.3, rng.random(len(case.targets)),
+                            rng.integers(0, 2, len(case.targets)))
         if self.kind == "classes":
             return case.targets
         return rows.probabilities(case, subnormal=self.subnormal)
@@ -119,10 +153,15 @@ class Setting:
         """The numeric options that are on."""
         return {name for name, _ in self.options}
 
+    @property
+    def quantities(self) -> Quantities:
+        """What is measured of it."""
+        return quantities(self.loss, self.kind, self.names)
+
 
 def _setting(kind: str = "classes", class_weight: bool = False, row_weights: bool = False,
-             **options: float) -> Setting:
-    return Setting(kind, tuple(options.items()), class_weight, row_weights)
+             loss: str = "cross_entropy", **options: float) -> Setting:
+    return Setting(loss, kind, tuple(options.items()), class_weight, row_weights)
 
 
 #: Every option by itself, and some together.
@@ -141,7 +180,7 @@ SETTINGS = {
     "softcap 1": _setting(softcap=1.0),
     "softcap, temperature": _setting(softcap=50.0, temperature=0.3),
     "probabilities": _setting("probabilities"),
-    "subnormal probabilities": Setting("probabilities", subnormal=True),
+    "subnormal probabilities": Setting(kind="probabilities", subnormal=True),
     "probabilities, weights": _setting("probabilities", True, True),
     "probabilities, smoothing": _setting("probabilities", label_smoothing=0.2),
     "probabilities, temperature": _setting("probabilities", temperature=0.7),
@@ -151,6 +190,23 @@ SETTINGS = {
                                     softcap=20.0, z_loss=1e-2),
     "everything, probabilities": _setting("probabilities", True, True, label_smoothing=0.1,
                                           temperature=1.7, softcap=20.0, z_loss=1e-2),
+    "focal": _setting(loss="focal_loss", gamma=2.0),
+    "focal, gamma 0.5, weights": _setting("classes", True, True, "focal_loss", gamma=0.5),
+    "focal, gamma 5, temperature": _setting(loss="focal_loss", gamma=5.0, temperature=0.7),
+    "focal, everything": _setting("classes", True, True, "focal_loss", gamma=1.5, temperature=1.7,
+                                  softcap=20.0, z_loss=1e-2),
+    "KL": _setting("probabilities", loss="kl_divergence"),
+    "KL, everything": _setting("probabilities", row_weights=True, loss="kl_divergence",
+                               temperature=1.7, softcap=20.0),
+    "NLL": _setting("classes", True, True, "nll_loss"),
+    "squared error": _setting(loss="softmax_squared_error"),
+    "squared error, probabilities": _setting("probabilities", row_weights=True,
+                                             loss="softmax_squared_error", temperature=0.7),
+}
+#: The same of losses of single logits.
+POINTS = {
+    "sigmoid": _setting("probabilities", loss="sigmoid_binary_cross_entropy"),
+    "sigmoid, weights": _setting("probabilities", True, True, "sigmoid_binary_cross_entropy"),
 }
 #: What `measure_options` knows beside them: the pieces, at a temperature.
 PIECES = {f"pieces, temperature {value:g}": value for value in (0.7, 1.0, 3.0, 1e5)}
@@ -174,6 +230,24 @@ class Worst:
             )
 
 
+_KNOWN: dict[tuple[object, ...], dict[str, Worst]] = {}
+
+
+def observe_once(worst: dict[str, Worst], key: tuple[object, ...], results: tuple[np.ndarray, ...],
+                 look: Callable[[dict[str, Worst]], None]) -> None:
+    """Let `look` note the errors of `results`: once for all levels that give the same bits."""
+    digest = hashlib.sha256()
+    for array in results:
+        digest.update(array.tobytes())
+    key = (*key, digest.digest())
+    if key not in _KNOWN:
+        _KNOWN[key] = {quantity: Worst() for quantity in worst}
+        look(_KNOWN[key])
+    for quantity, found in _KNOWN[key].items():
+        if found.error > worst[quantity].error:
+            worst[quantity] = found
+
+
 def bound(quantity: str, dtype: str) -> float:
     """The contract's bound, for logits of `dtype`."""
     _, _, single, double = {**BOUNDS, **OPTION_BOUNDS}[quantity]
@@ -184,6 +258,18 @@ def bound(quantity: str, dtype: str) -> float:
 
 def observe(worst: dict[str, Worst], case: rows.Case, backend: str) -> None:
     """Evaluate a case and take note of its errors."""
+    z = case.logits
+    results = (
+        sx.logsumexp(z, backend=backend), sx.log_softmax(z, backend=backend),
+        sx.softmax(z, backend=backend),
+        *sx.cross_entropy_with_grad(z, case.targets, reduction="none", backend=backend))
+    observe_once(worst, (case.name, case.dtype), results,
+                 lambda fresh: look_at(fresh, case, *results))
+
+
+def look_at(worst: dict[str, Worst], case: rows.Case, lse: np.ndarray, log_p: np.ndarray,
+            p: np.ndarray, loss: np.ndarray, g: np.ndarray) -> None:
+    """Take note of the errors of a case's results."""
     z, targets, dtype = case.logits, case.targets, case.dtype
     f, eps = truth.F[dtype], truth.EPS[dtype]
     flushed = z.shape[1] * truth.LD(f)
@@ -192,22 +278,18 @@ def observe(worst: dict[str, Worst], case: rows.Case, backend: str) -> None:
         return truth.ulp_error(got, true, dtype, allowance)
 
     true_lse = truth.lse(z)
-    lse = sx.logsumexp(z, backend=backend)
     scale = eps * np.maximum(1, np.abs(true_lse))
     worst["lse"].see(truth.absolute_error(lse, true_lse, dtype) / scale, case)
 
-    log_p = sx.log_softmax(z, backend=backend)
     worst["log_softmax"].see(ulps(log_p, truth.log_softmax(z), flushed), case)
 
     true_p = truth.softmax(z)
     normal = true_p >= f
-    p = sx.softmax(z, backend=backend)
     errors = ulps(p, true_p)
     worst["softmax"].see(errors, case, normal)
     worst["softmax below F"].see(errors, case, ~normal & (p != 0))
     worst["sum p - 1"].see(np.abs(p.astype(truth.LD).sum(axis=1) - 1) / eps, case)
 
-    loss, g = sx.cross_entropy_with_grad(z, targets, reduction="none", backend=backend)
     worst["loss"].see(ulps(loss, truth.loss(z, targets), flushed), case)
 
     true_g = truth.gradient(z, targets)
@@ -238,7 +320,7 @@ def beyond(got: np.ndarray, true: np.ndarray, dtype: str, allowance, unit) -> np
         return np.where(over > 0, over / unit, 0)
 
 
-def forgiven(errors: np.ndarray, got: np.ndarray, true: truth.CrossEntropy,
+def forgiven(errors: np.ndarray, got: np.ndarray, true: truth.Loss,
              rounded_to: str = "") -> np.ndarray:
     """Errors but for an infinity where something on the way to the result is beyond float64.
 
@@ -252,38 +334,40 @@ def forgiven(errors: np.ndarray, got: np.ndarray, true: truth.CrossEntropy,
     return np.where(overflow & np.isinf(got), 0, errors)
 
 
-def lse_slack(true: truth.CrossEntropy, dtype: str) -> np.ndarray:
+def lse_slack(true: truth.Loss, dtype: str) -> np.ndarray:
     """What A2 lets an lse be off, (N,): the z-loss's formula is of lse, not of what it sums."""
     return bound("lse", dtype) * truth.EPS[dtype] * np.maximum(1, np.abs(true.lse))
 
 
-def loss_allowance(true: truth.CrossEntropy, dtype: str, weight=1.0) -> np.ndarray:
+def loss_allowance(true: truth.Loss, dtype: str, weight=1.0) -> np.ndarray:
     """What a row loss may be off beside its bound.
 
     C F for flushing, times the largest `weight` of a term where that is above 1; one ulp of every
     logit under a softcap; what A2 allows the lse of a z-loss.
     """
     flushed = true.softmax.shape[1] * truth.F[dtype] * np.maximum(truth.LD(1), weight)
+    flushed = flushed * true.growth
     return true.moved_loss + true.loss_by_lse * lse_slack(true, dtype) + flushed
 
 
-def loss_unit(true: truth.CrossEntropy, quantity: str, dtype: str) -> np.ndarray:
+def loss_unit(true: truth.Loss, quantity: str, dtype: str) -> np.ndarray:
     """What a quantity of `OPTION_BOUNDS` that is a loss is counted in.
 
-    Every term is >= 0, so that the loss itself is the sum of the absolute terms.
+    Focal loss has 1 + gamma such units (A9).
     """
-    if quantity == "loss with z-loss":
-        return truth.EPS[dtype] * true.loss
-    return truth.spacing(true.loss, dtype)
+    if "terms" in OPTION_BOUNDS[quantity][1]:
+        return truth.EPS[dtype] * true.loss_scale * true.growth
+    return truth.spacing(true.loss, dtype) * true.growth
 
 
-def gradient_allowance(true: truth.CrossEntropy, dtype: str, rounded_to: str = "") -> np.ndarray:
+def gradient_allowance(true: truth.Loss, dtype: str, rounded_to: str = "") -> np.ndarray:
     """What a gradient may be off beside A6's bound.
 
     (1 + |A|) C F, one ulp of every logit under a softcap, what A2 allows the lse of a z-loss; and
     the one rounding to a format of 16 bits.
     """
-    allowance = ((1 + true.size) * true.softmax.shape[1] * truth.F[dtype])[:, None]
+    flushed = true.softmax.shape[1] * truth.F[dtype] * true.growth
+    allowance = ((1 + true.size) * flushed)[:, None]
     allowance = allowance + true.moved_gradient
     allowance += true.gradient_by_lse * lse_slack(true, dtype)[:, None]
     if rounded_to:
@@ -294,54 +378,71 @@ def gradient_allowance(true: truth.CrossEntropy, dtype: str, rounded_to: str = "
 
 
 def see_gradient(worst: dict[str, Worst], case: rows.Case, g: np.ndarray,
-                 true: truth.CrossEntropy, relative: bool) -> None:
-    """Take note of a gradient's errors: of A5 where it is `relative`, else of A6, and of E1."""
+                 true: truth.Loss, names: Quantities) -> None:
+    """Take note of a gradient's errors: of A5 or A6, as `names` says, and of E1."""
     dtype = case.dtype
     stored = g.dtype.name
     eps, f = truth.EPS[dtype], truth.F[dtype]
     rounded_to = stored if stored in FORMATS else ""
     wide = g.astype(truth.LD)
     off, size = np.abs(wide.sum(axis=1)), np.abs(wide).sum(axis=1)
-    flushed = true.size * g.shape[1] * f
+    flushed = np.maximum(true.size, true.w) * g.shape[1] * f * true.growth
+    growth = true.growth[:, None]
     errors = beyond(g, true.gradient, stored, gradient_allowance(true, dtype, rounded_to),
-                    eps * true.scale)
+                    eps * true.scale * growth)
     errors = forgiven(errors, g, true, rounded_to)
-    if not relative:
-        worst["other gradient"].see(errors, case)
-        if not rounded_to:
-            worst["sum of other g"].see(
+    if not names.relative:
+        worst[names.gradient].see(errors, case)
+        if not rounded_to and names.sums:
+            worst[names.sums].see(
                 beyond(off, truth.LD(0), dtype, np.maximum(g.shape[1] * f, flushed),
                        eps * (true.size + true.mass)), case)
         return
     at_target = np.arange(g.shape[1]) == case.targets[:, None]
     counts = (np.abs(true.gradient) >= truth.F[stored]) & ((true.softmax >= f) | at_target)
     ulps = truth.ulp_error(g, true.gradient, stored, np.where(at_target, flushed[:, None], 0))
-    worst["gradient"].see(ulps, case, counts)
+    worst["gradient"].see(ulps if rounded_to else ulps / growth, case, counts)
     worst["gradient below F"].see(errors, case, ~counts)
-    if not rounded_to:
-        worst["sum g"].see(beyond(off, truth.LD(0), dtype, flushed, eps * size), case)
+    if not rounded_to and names.sums:
+        worst[names.sums].see(beyond(off, truth.LD(0), dtype, flushed, eps * size), case)
 
 
 def observe_setting(worst: dict[str, Worst], case: rows.Case, backend: str, setting: Setting,
                     dtype: str) -> None:
-    """Evaluate cross-entropy with options over a case, as logits of `dtype`; note its errors."""
+    """Evaluate a loss with options over a case, as logits of `dtype`; note its errors."""
+    options = dict(setting.options)
+    logits = case.logits.astype(storage(dtype))
+    if setting.loss in truth.POINTWISE:
+        logits = logits.reshape(-1)
+        case = rows.Case(case.name, case.logits.reshape(-1, 1), np.zeros(logits.size, int),
+                         [family for family in case.families for _ in range(case.logits.shape[1])])
+    shared, of_rows = setting.arrays(case)
+    targets = setting.targets(case)
+    loss, g = getattr(sx, f"{setting.loss}_with_grad")(
+        logits, targets, reduction="none", backend=backend, **options, **shared, **of_rows)
+    g = g.reshape(case.logits.shape)
+    assert g.dtype == storage(dtype)
+    observe_once(worst, (case.name, dtype, setting), (loss, g),
+                 lambda fresh: look_at_setting(fresh, case, setting, loss, g))
+
+
+def look_at_setting(worst: dict[str, Worst], case: rows.Case, setting: Setting, loss: np.ndarray,
+                    g: np.ndarray) -> None:
+    """Take note of the errors of a loss and its gradient."""
     options = dict(setting.options)
     shared, of_rows = setting.arrays(case)
     targets = setting.targets(case)
-    loss, g = sx.cross_entropy_with_grad(
-        case.logits.astype(storage(dtype)), targets, reduction="none", backend=backend, **options,
-        **shared, **of_rows)
-    assert g.dtype == storage(dtype)
+    targets = targets[:, None] if setting.loss in truth.POINTWISE else targets
     weight = of_rows.get("sample_weight", np.ones(len(loss))).astype(truth.LD)
-    true = truth.cross_entropy(case.logits, targets, weight=weight,
-                               factor=of_rows.get("upstream"), **options, **shared)
-    quantity = loss_quantity(setting.kind, setting.names)
-    heaviest = shared.get("class_weight", np.ones(1)).max()
+    true = truth.LOSSES[setting.loss](case.logits, targets, weight=weight,
+                                      factor=of_rows.get("upstream"), **options, **shared)
+    quantity = setting.quantities.loss
+    heaviest = max((weights.max() for weights in shared.values()), default=1.0)
     errors = beyond(loss, true.loss, case.dtype,
                     loss_allowance(true, case.dtype, weight * heaviest),
                     loss_unit(true, quantity, case.dtype))
     worst[quantity].see(forgiven(errors, loss, true), case)
-    see_gradient(worst, case, g, true, is_relative(setting.kind, setting.names))
+    see_gradient(worst, case, g, true, setting.quantities)
 
 
 def observe_pieces(worst: dict[str, Worst], case: rows.Case, backend: str, temperature: float,
@@ -404,14 +505,14 @@ def rounded(case: rows.Case, dtype: str) -> rows.Case:
 
 @cache
 def measure_options(backend: str, isa: str, dtype: str, name: str) -> dict[str, Worst]:
-    """Worst errors under a setting of `SETTINGS`, or those of `PIECES`; `dtype` the logits'."""
+    """Worst errors under a setting, or those of `PIECES`; `dtype` the logits'."""
     worst = {quantity: Worst() for quantity in OPTION_BOUNDS}
     with np.errstate(invalid="ignore"):
         for case in option_cases(dtype):
-            if name in SETTINGS:
-                observe_setting(worst, case, backend, SETTINGS[name], dtype)
-            else:
+            if name in PIECES:
                 observe_pieces(worst, case, backend, PIECES[name], dtype)
+            else:
+                observe_setting(worst, case, backend, {**SETTINGS, **POINTS}[name], dtype)
     return worst
 
 
@@ -421,17 +522,11 @@ def measured(name: str, dtype: str) -> list[str]:
         sums = [] if dtype in FORMATS else ["sum p - 1"]
         return ["softmax", "softmax below F", *sums, "log_softmax", "target_log_probs", "entropy",
                 "vjp"]
-    setting = SETTINGS[name]
-    quantities = [loss_quantity(setting.kind, setting.names)]
-    if is_relative(setting.kind, setting.names):
-        quantities += ["gradient", "gradient below F"]
-        sums = "sum g"
-    else:
-        quantities.append("other gradient")
-        sums = "sum of other g"
-    if dtype not in FORMATS and not setting.names & {"z_loss", "softcap"}:
-        quantities.append(sums)
-    return quantities
+    names = {**SETTINGS, **POINTS}[name].quantities
+    found = [names.loss, names.gradient]
+    if names.relative:
+        found.append("gradient below F")
+    return found + [names.sums] * (names.sums != "" and dtype not in FORMATS)
 
 
 @cache
@@ -478,7 +573,7 @@ def main() -> None:
             found = list(columns(measure, dtype))
             for quantity in BOUNDS:
                 see("", quantity, BOUNDS, found)
-        for name in (*SETTINGS, *PIECES):
+        for name in (*SETTINGS, *POINTS, *PIECES):
             found = list(columns(measure_options, dtype, name))
             for quantity in measured(name, dtype):
                 see(f"{name}: ", quantity, OPTION_BOUNDS, found)

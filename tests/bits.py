@@ -27,7 +27,7 @@ FILE = Path(__file__).with_name("bits.json")
 #: Rows by number of classes, a million in all: every path of the walk, and its edges.
 ROWS = {1: 1_000, 2: 300_000, 3: 300_000, 10: 300_000, 33: 60_000, 64: 20_000, 65: 10_000,
         100: 5_000, 257: 2_000, 1000: 1_500, 1025: 400, 2049: 90, 32000: 10}
-#: What is done with them: options of `cross_entropy_with_grad`, by name.
+#: What is done with them: options of `cross_entropy_with_grad`, or of another loss's, by name.
 CASES: dict[str, dict[str, object]] = {
     "plain": {},
     "weights": {"class_weight": True, "sample_weight": True, "upstream": True},
@@ -40,6 +40,16 @@ CASES: dict[str, dict[str, object]] = {
                    "label_smoothing": 0.2, "temperature": 1.5, "softcap": 20.0, "z_loss": 1e-2},
     "everything, classes": {"class_weight": True, "label_smoothing": 0.2, "temperature": 1.5,
                             "softcap": 20.0, "z_loss": 1e-2},
+    "focal": {"loss": "focal_loss", "class_weight": True, "upstream": True},
+    "focal, everything": {"loss": "focal_loss", "gamma": 1.5, "class_weight": True,
+                          "temperature": 1.5, "softcap": 20.0, "z_loss": 1e-2},
+    "KL": {"loss": "kl_divergence", "probabilities": True, "sample_weight": True,
+           "temperature": 1.5, "softcap": 20.0},
+    "squared error": {"loss": "softmax_squared_error", "upstream": True},
+    "squared error, probabilities": {"loss": "softmax_squared_error", "probabilities": True,
+                                     "temperature": 1.5},
+    "NLL": {"loss": "nll_loss", "class_weight": True, "upstream": True},
+    "sigmoid": {"loss": "sigmoid_binary_cross_entropy", "probabilities": True},
 }
 PIECES = ("logsumexp", "softmax", "log_softmax", "softmax_entropy", "softmax_vjp", "accuracy")
 
@@ -119,8 +129,8 @@ def hashes(backend: str, dtype: str, name: str) -> dict[str, str]:
     for n_classes in ROWS:
         arguments, options = call(n_classes, dtype, CASES.get(name, {}))
         if name in CASES:
-            results = sx.cross_entropy_with_grad(
-                *arguments, reduction="none", backend=backend, **options)
+            function = getattr(sx, f"{options.pop('loss', 'cross_entropy')}_with_grad")
+            results = function(*arguments, reduction="none", backend=backend, **options)
         elif name == "softmax_vjp":
             p = np.abs(np.nan_to_num(arguments[0], neginf=0.0)) / 64
             results = (sx.softmax_vjp(p, arguments[0][::-1], backend=backend),)

@@ -31,9 +31,10 @@ LAYOUTS = {
     "F, backwards": lambda z: z[::-1].copy(order="F")[::-1],
 }
 #: Numbers that make a loss take its longest way, by the option's name; those it has are passed.
-NUMBERS = {"label_smoothing": 0.1, "temperature": 0.7, "softcap": 30.0, "z_loss": 1e-3}
+NUMBERS = {"gamma": 1.5, "label_smoothing": 0.1, "temperature": 0.7, "softcap": 30.0,
+           "z_loss": 1e-3}
 #: Arrays, by the option's name.
-ARRAYS = ("sample_weight", "class_weight", "upstream")
+ARRAYS = ("sample_weight", "class_weight", "upstream", "pos_weight")
 
 places = Places()
 
@@ -64,6 +65,12 @@ class Case:
             "class_weight": rng.uniform(1, 2, n_classes),
             "upstream": rng.uniform(1, 2, n).astype(weights),
         }
+        # Where every logit is a row: one number each, and of a column.
+        self.arrays_of_points = {
+            "sample_weight": rng.uniform(1, 2, (n, 1)).astype(weights),
+            "pos_weight": rng.uniform(1, 2, n_classes).astype(weights),
+            "upstream": rng.uniform(1, 2, (n, n_classes)).astype(weights),
+        }
         self.probabilities = rng.uniform(0, 1, (n, n_classes)).astype(
             "f2" if dtype.itemsize == 2 else dtype)
         self.wide = np.dtype("f4") if dtype.itemsize == 2 else dtype
@@ -74,11 +81,12 @@ class Case:
         An output is its argument's name, whose type is the logits' or wider, and the name of the
         argument that it may lie over.
         """
-        z = {"logits": self.z}
         rows = {"targets": self.targets}
         for loss, spec in LOSSES.items():
+            z = {spec.argument: self.z}
             for kind, options in spec.options.items():
-                some = {name: self.arrays[name] for name in ARRAYS if name in options}
+                arrays = self.arrays_of_points if "pos_weight" in options else self.arrays
+                some = {name: arrays[name] for name in ARRAYS if name in options}
                 numbers = {name: value for name, value in NUMBERS.items() if name in options}
                 shaped = z if kind == "classes" else {**z, "targets": self.probabilities}
                 flat = rows if kind == "classes" else {}
@@ -86,7 +94,8 @@ class Case:
                 for more in ({}, numbers):
                     call = self.partial(function, reduction="none", **more)
                     yield (f"{loss}_with_grad, {kind}, {more}", call, shaped, {**flat, **some},
-                           "grad_out", "logits")
+                           "grad_out", spec.argument)
+        z = {"logits": self.z}
         for name in ("softmax", "log_softmax"):
             yield name, self.partial(getattr(sx, name)), z, {}, "out", "logits"
         yield ("softmax_vjp", self.partial(sx.softmax_vjp),

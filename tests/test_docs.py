@@ -57,14 +57,14 @@ def test_signatures_have_the_options_of_the_table(make_options, loss):
 def test_options_page_follows_the_table_of_losses(make_options, monkeypatch):
     """A loss with an option of its own, kinds of its own, and a docstring that sends elsewhere."""
 
-    def focal(logits, targets, *, gamma=2.0, axis=0):
-        """Focal loss.
+    def other(logits, targets, *, beta=2.0, axis=0):
+        """Another loss.
 
         Parameters
         ----------
         logits, targets, axis
             As `cross_entropy`.
-        gamma : float, default 2.0
+        beta : float, default 2.0
             Focuses on rows that are not sure yet; 0 is cross-entropy. More.
 
         Returns
@@ -73,17 +73,17 @@ def test_options_page_follows_the_table_of_losses(make_options, monkeypatch):
             The loss.
         """
 
-    monkeypatch.setattr(sx, "focal", focal, raising=False)
-    monkeypatch.setitem(LOSSES, "focal", Spec("focal", Op.CROSS_ENTROPY, {"classes": ("axis",)}))
+    monkeypatch.setattr(sx, "other", other, raising=False)
+    monkeypatch.setitem(LOSSES, "other", Spec("other", Op.CROSS_ENTROPY, {"classes": ("axis",)}))
     monkeypatch.setitem(LOSSES, "unwritten", Spec("unwritten", Op.CROSS_ENTROPY))
     page = make_options.page()
     header = next(line for line in page.splitlines() if line.startswith("| option"))
-    assert header.endswith("probabilities | `focal`, classes | `unwritten` |")
+    assert header.endswith("| `other`, classes | `unwritten` |")
     lines = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
-    assert lines["gamma=2.0"].endswith("| – | – | ✓ | – |")
+    assert lines["beta=2.0"].endswith("| – | – | ✓ | – |")
     assert lines["axis"].endswith("| ✓ | ✓ | ✓ | – |")  # defaults differ
     assert lines["softcap=None"].endswith("| – | – |")
-    assert "- `gamma`: Focuses on rows that are not sure yet; 0 is cross-entropy.\n" in page
+    assert "- `beta`: Focuses on rows that are not sure yet; 0 is cross-entropy.\n" in page
 
 
 def test_options_command(tmp_path):

@@ -69,3 +69,11 @@ def test_softcap_and_temperature(tmp_path, level):
     assert slope_f64 <= 4.0
     assert exp_f32 <= 1.5
     assert exp_f64 <= 1.5
+
+
+@pytest.mark.parametrize("level", FLAGS)
+def test_power(tmp_path, level):
+    """Within what the comment says of it, where the result is normal; no larger below."""
+    worst, tiny = measure(tmp_path, "power_ulp.c", level, 2_000_000)
+    assert worst <= 1.5
+    assert tiny <= 1.0

@@ -137,7 +137,7 @@ def test_only_plan_and_run_touch_backends():
 
 #: Compiled by Numba, or what compiles them; imported when something is to be compiled.
 WALK = {f"softxent.backends.numba.{name}" for name in (
-    "_jit", "_elementary", "_load", "_rows", "_reduce", "_head", "_map", "_walk")}
+    "_jit", "_elementary", "_load", "_rows", "_reduce", "_head", "_map", "_points", "_walk")}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -25,10 +25,9 @@ from accuracy_table import (
     bound,
     forgiven,
     gradient_allowance,
-    is_relative,
     loss_allowance,
-    loss_quantity,
     loss_unit,
+    quantities,
     storage,
 )
 from softxent._problem import DEFAULTS
@@ -47,6 +46,8 @@ LD = truth.LD
 
 #: By option, what to try that is not the default; words stand for what depends on the shape.
 VALUES = {
+    "gamma": [0.0, 0.5, 3.0],
+    "pos_weight": ["float64", "float32 with zeros", "int8"],
     "axis": [0, "middle", "negative"],
     "class_weight": ["float64", "float32 with zeros", "uint8"],
     "ignore_index": [None, "in range", -1],
@@ -62,8 +63,6 @@ VALUES = {
     "grad_out": ["in place", "elsewhere", "float32"],
     "upstream": [-2.5, 1e-4, "rows"],
 }
-#: By loss, its truth: all that `truth.cross_entropy` takes.
-TRUTHS = {"cross_entropy": truth.cross_entropy}
 KINDS = [(name, kind) for name, spec in LOSSES.items() for kind in spec.targets]
 
 
@@ -144,6 +143,8 @@ def example(combination):
         masked[..., rng.integers(n_classes)] = False
         z[masked] = -np.inf
     z = z.astype(storage(combination.dtype))
+    if combination.loss in truth.POINTWISE:
+        shape = z.shape
     ignored = values.get("ignore_index", DEFAULTS["ignore_index"])
     counts = np.ones(shape, bool)
     if combination.kind == "classes":
@@ -154,6 +155,9 @@ def example(combination):
             targets = np.where(rng.random(shape) < 0.2, ignored, targets)
         counts = targets != (n_classes if ignored is None else ignored)
         targets = targets.astype(rng.choice(["i2", "i4", "i8", ">i8"]))
+    elif combination.loss in truth.POINTWISE:
+        targets = np.where(rng.random(shape) < 0.5, rng.random(shape), rng.integers(0, 2, shape))
+        targets = targets.astype(rng.choice(["f2", "f4", "f8"]))
     else:
         targets = rng.exponential(1, z.shape) * (rng.random(z.shape) < 0.7)
         targets *= rng.choice([1, 1, 1e-3, 20]) / n_classes
@@ -163,7 +167,8 @@ def example(combination):
     case = Example(combination, z, targets, np.ones(shape))
     draw(case, "sample_weight", shape, rng, case.others)
     draw(case, "class_weight", (n_classes,), rng, case.shared)
-    for name in ("label_smoothing", "temperature", "softcap", "z_loss"):
+    draw(case, "pos_weight", shape, rng, case.shared)
+    for name in ("gamma", "label_smoothing", "temperature", "softcap", "z_loss"):
         if name in values:
             case.shared[name] = values[name]
     if "ignore_index" in values:
@@ -222,7 +227,7 @@ def evaluate(case, level):
     targets = moved(case.targets) if case.combination.kind == "probabilities" else placed(
         case.targets, rng)
     options = {**case.shared, **case.others, "backend": level.backend}
-    for name in ("sample_weight", "upstream", "class_weight"):
+    for name in ("sample_weight", "upstream", "class_weight", "pos_weight"):
         if isinstance(options.get(name), np.ndarray):
             options[name] = placed(options[name], rng)
     if "axis" in values:
@@ -245,9 +250,17 @@ def evaluate(case, level):
     return loss, np.moveaxis(gradient, axis, -1)
 
 
+def columns(case):
+    """How many classes a row has."""
+    return 1 if case.combination.loss in truth.POINTWISE else case.logits.shape[-1]
+
+
 def expected(case):
-    """Truth of the rows, as (N,) and (N, C), and the mean's divisor (1 for other reductions)."""
-    n_classes = case.logits.shape[-1]
+    """Truth of the rows, as (N,) and (N, C), and the mean's divisor (1 for other reductions).
+
+    Of single logits C is 1.
+    """
+    n_classes = columns(case)
     wide = "float64" if case.combination.dtype == "float64" else "float32"
     z = case.logits.astype(wide).reshape(-1, n_classes)
     weight = case.weight.reshape(-1).astype(LD)
@@ -264,23 +277,24 @@ def expected(case):
     up = case.others.get("upstream", 1.0)
     factor = np.broadcast_to(np.asarray(up, LD), case.weight.shape).reshape(-1)
     factor = factor / divisor if divisor else 0 * factor
-    true = TRUTHS[case.combination.loss](z, targets, weight=weight, factor=factor, **case.shared)
-    return true, divisor, weight * v.max()
+    true = truth.LOSSES[case.combination.loss](
+        z, targets, weight=weight, factor=factor, **case.shared)
+    return true, divisor, weight * np.max(case.shared.get("pos_weight", v), initial=0)
 
 
 def faults(case, level):
     """What breaks a bound, as text."""
     loss, g = evaluate(case, level)
     true, divisor, heaviest = expected(case)
-    combination, n_classes = case.combination, case.logits.shape[-1]
+    combination, n_classes = case.combination, columns(case)
     dtype = "float64" if combination.dtype == "float64" else "float32"
     assert np.shape(g) == case.logits.shape
     stored = "float32" if combination.values.get("grad_out") == "float32" and (
         combination.dtype in FORMATS) else combination.dtype
     assert g.dtype == storage(stored)
-    quantity = loss_quantity(combination.kind, case.shared)
-    most = bound(quantity, dtype)
-    unit = loss_unit(true, quantity, dtype)
+    names = quantities(combination.loss, combination.kind, case.shared)
+    most = bound(names.loss, dtype)
+    unit = loss_unit(true, names.loss, dtype)
     allowance = loss_allowance(true, dtype, heaviest)
     reduction = case.others.get("reduction", "mean")
     if reduction == "none":
@@ -296,8 +310,9 @@ def faults(case, level):
         else:
             total = true.loss.sum() / divisor
             # A7: the rows' bounds, and the float64 sum's, with the divisor's.
-            allowed = (allowance + most * truth.EPS[dtype] * true.loss).sum() / divisor
-            allowed += 4 * truth.EPS["float64"] * total
+            allowed = allowance + most * truth.EPS[dtype] * true.growth * true.loss_scale
+            allowed = allowed.sum() / divisor
+            allowed += 4 * truth.EPS["float64"] * true.loss_scale.sum() / divisor
             if not beyond(np.array(loss), total, "float64", allowed, LD(1)) <= 0:
                 yield f"{reduction} {loss} is not {float(total)} +- {float(allowed):.3g}"
     g = g.reshape(-1, n_classes)
@@ -305,19 +320,23 @@ def faults(case, level):
         assert not g.astype(float).any()
     rounded_to = stored if stored in FORMATS else ""
     allowed = gradient_allowance(true, dtype, rounded_to)
-    errors = beyond(g, true.gradient, stored, allowed, truth.EPS[dtype] * true.scale)
+    unit = truth.EPS[dtype] * true.scale * true.growth[:, None]
+    errors = beyond(g, true.gradient, stored, allowed, unit)
     errors = forgiven(errors, g, true, rounded_to)
-    if not errors.max(initial=0) <= bound("other gradient", dtype):
+    most = bound("other gradient" if names.relative else names.gradient, dtype)
+    if not errors.max(initial=0) <= most:
         at = np.unravel_index(np.argmax(errors), errors.shape)
         yield (f"gradient {float(errors[at]):.3g} at {at}, C = {n_classes}: {g[at]}, "
                f"not {float(true.gradient[at]):.9g}")
-    if is_relative(combination.kind, case.shared):
+    if names.relative:
         f = truth.F[dtype]
         counts = (np.abs(true.gradient) >= truth.F[stored]) & (true.softmax >= f)
         at_target = np.arange(n_classes) == case.targets.reshape(-1, 1)
-        flushed = np.where(at_target, (true.size * n_classes * f)[:, None], 0)
+        flushed = np.maximum(true.size, true.w) * n_classes * f * true.growth
+        flushed = np.where(at_target, flushed[:, None], 0)
         ulps = truth.ulp_error(g, true.gradient, stored, flushed)
         most = SIXTEEN["gradient"] if rounded_to else bound("gradient", dtype)
+        ulps = ulps if rounded_to else ulps / true.growth[:, None]
         worst = np.where(counts, ulps, 0).max(initial=0)
         if not worst <= most:
             yield f"gradient {float(worst):.3g} ulp > {most}"
@@ -344,7 +363,7 @@ def test_combinations(level, how, loss, kind):
 
 def test_generator_knows_every_option():
     """An option in the table that `VALUES` lacks would go untested; so would a loss."""
-    assert set(TRUTHS) == set(LOSSES)
+    assert set(truth.LOSSES) == set(LOSSES)
     offered = {name for spec in LOSSES.values() for some in spec.options.values() for name in some}
     assert offered == set(VALUES)
     for name, values in VALUES.items():

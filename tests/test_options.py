@@ -13,6 +13,7 @@ import truth
 from accuracy_table import (
     FORMATS,
     PIECES,
+    POINTS,
     SETTINGS,
     Setting,
     bound,
@@ -22,13 +23,15 @@ from accuracy_table import (
 )
 from conftest import force, usable_levels
 from softxent import _plan
+from softxent.losses import LOSSES
 from test_accuracy import assert_positive_zero, bits, digests, layouts
 
 DTYPES = ("float32", "float64", *FORMATS)
 #: Settings that between them have every option, for what is not measured but stated.
 FEW = ("temperature 0.7", "class_weight, temperature", "smoothing, class_weight", "z_loss 1e-4",
        "softcap 30", "probabilities", "probabilities, weights", "everything, classes",
-       "everything, probabilities")
+       "everything, probabilities", "focal", "focal, everything", "KL, everything", "NLL",
+       "squared error", "squared error, probabilities")
 
 
 @pytest.fixture(params=DTYPES)
@@ -50,7 +53,7 @@ def all_take_part(monkeypatch):
     _plan._plan.cache_clear()
 
 
-@pytest.mark.parametrize("name", [*SETTINGS, *PIECES])
+@pytest.mark.parametrize("name", [*SETTINGS, *POINTS, *PIECES])
 def test_bound(level, any_dtype, name):
     """Worst errors over every family and number of classes, per setting."""
     worst = measure_options(*level, any_dtype, name)
@@ -65,7 +68,10 @@ def test_bound(level, any_dtype, name):
 
 
 def call(name, n_classes, dtype, n_rows=41):
-    """Return logits, targets, options of a call with a setting, on rows of every family."""
+    """Return logits, targets, options of a call with a setting, on rows of every family.
+
+    Among the options, for `run`: the loss.
+    """
     case = rows.case(n_classes, "float64" if dtype == "float64" else "float32")
     keep = np.linspace(0, len(case.targets) - 1, min(n_rows, len(case.targets))).astype(int)
     case = rows.Case(case.name, case.logits[keep], case.targets[keep],
@@ -74,13 +80,15 @@ def call(name, n_classes, dtype, n_rows=41):
     shared, of_rows = setting.arrays(case)
     with np.errstate(over="ignore"):
         z = case.logits.astype(storage(dtype))
-    return z, setting.targets(case), {**dict(setting.options), **shared, **of_rows}
+    options = {**dict(setting.options), **shared, **of_rows}
+    return z, setting.targets(case), {"loss": setting.loss, **options}
 
 
 def run(level, z, targets, options, **more):
-    """Loss and gradient, by name."""
+    """Loss and gradient, by name; `options` may name another loss than cross-entropy."""
     given = {"reduction": "none", "backend": level.backend, **options, **more}
-    loss, gradient = sx.cross_entropy_with_grad(z, targets, **given)
+    function = getattr(sx, f"{given.pop('loss', 'cross_entropy')}_with_grad")
+    loss, gradient = function(z, targets, **given)
     return {"loss": loss, "gradient": gradient}
 
 
@@ -103,7 +111,7 @@ def run_pieces(level, z, targets, **more):
 
 def of(options, index):
     """Options of some rows."""
-    return {key: value[index] if key in ("sample_weight", "upstream") else value
+    return {key: value[index] if key in ("sample_weight", "upstream") and np.ndim(value) else value
             for key, value in options.items()}
 
 
@@ -145,9 +153,14 @@ def test_equal_columns_get_equal_bits(level, any_dtype, name):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_losses_are_not_negative(level, any_dtype, name):
     """E4: >= +0.0, never -0.0; a softmax entropy too."""
+    if SETTINGS[name].loss == "nll_loss":
+        pytest.skip("of any numbers")
     for n_classes in (1, 2, 3, 10, 65, 257):
         z, targets, options = call(name, n_classes, any_dtype, 300)
         kept = np.isfinite(z.astype(np.float64).max(axis=1))  # overflow of 16 bits
+        if SETTINGS[name].loss == "kl_divergence":
+            mass = targets.sum(axis=1, dtype=np.float64)
+            kept &= np.abs(mass - 1) <= 8 * np.finfo(targets.dtype).eps
         results = run(level, z[kept], targets[kept], of(options, kept))
         assert not np.signbit(results["loss"]).any()
         assert not np.isnan(results["loss"]).any()
@@ -198,15 +211,11 @@ def test_rows_that_do_not_count(level, any_dtype, name, how):
             assert_positive_zero(values[blank].astype(np.float64))
             assert bits(values[~blank]) == bits(expected[key][~blank]), (n_classes, key)
         for reduction in ("sum", "mean"):
-            total, g = sx.cross_entropy_with_grad(
-                z, targets, **{**options, "upstream": 1.0}, reduction=reduction,
-                backend=level.backend)
-            kept = of(options, ~blank)
-            kept.pop("upstream", None)
-            wanted = sx.cross_entropy(z[~blank], targets[~blank], **kept, reduction=reduction,
-                                      backend=level.backend)
-            assert total == pytest.approx(wanted, rel=1e-14, nan_ok=True)
-            assert_positive_zero(g[blank].astype(np.float64))
+            scalar = {**options, "upstream": 1.0}
+            total = run(level, z, targets, scalar, reduction=reduction)
+            wanted = run(level, z[~blank], targets[~blank], of(scalar, ~blank), reduction=reduction)
+            assert total["loss"] == pytest.approx(wanted["loss"], rel=1e-14, nan_ok=True)
+            assert_positive_zero(total["gradient"][blank].astype(np.float64))
 
 
 def test_ignored_targets_of_the_pieces(level, any_dtype):
@@ -234,7 +243,9 @@ def test_masked_classes(level, dtype, n_classes):
     v[rng.random(n_classes) < 0.2] = 0
     s = rng.uniform(0.5, 2, 24)
     for name, setting in SETTINGS.items():
-        options = dict(setting.options)
+        if setting.loss == "softmax_squared_error":
+            continue  # its gradient has the factor p
+        options = {"loss": setting.loss, **dict(setting.options)}
         if setting.class_weight:
             options["class_weight"] = v
         if setting.row_weights:
@@ -273,12 +284,14 @@ def test_rows_without_a_softmax(level, any_dtype, name, n_classes):
     """NaN, +inf or -inf alone: loss and whole gradient NaN, in that row and no other."""
     rng = np.random.default_rng(n_classes)
     setting = SETTINGS[name]
+    if setting.loss == "nll_loss":
+        pytest.skip("reads the target's entry alone: see test_nll.py")
     clean = rng.normal(0, 3, (9, n_classes)).astype(storage(any_dtype))
     targets = rng.integers(0, n_classes, 9)
     if setting.kind == "probabilities":
         targets = rng.dirichlet(np.ones(n_classes), 9)
         targets[6] = 0.0
-    options = dict(setting.options)
+    options = {"loss": setting.loss, **dict(setting.options)}
     if setting.class_weight:
         options["class_weight"] = rng.uniform(0.5, 2, n_classes)
     z = clean.copy()
@@ -490,7 +503,7 @@ def test_levels_with_fma_give_the_same_bits(any_dtype, name):
                 else:
                     z, targets, options = call(name, n_classes, any_dtype, 300)
                     found.append(digests(run(level, z, targets, options)))
-        assert found[0] == found[1], n_classes
+        assert all(each == found[0] for each in found), n_classes
 
 
 def test_inputs_are_not_modified(level, any_dtype):
@@ -508,7 +521,11 @@ def test_inputs_are_not_modified(level, any_dtype):
 def test_settings_have_every_option():
     """What is measured covers the numeric options of the table."""
     on = {name for setting in SETTINGS.values() for name in setting.names}
-    assert on == {"label_smoothing", "temperature", "softcap", "z_loss"}
+    assert on == {"gamma", "label_smoothing", "temperature", "softcap", "z_loss"}
+    assert {setting.loss for setting in POINTS.values()} == set(truth.POINTWISE)
+    of_rows = set(LOSSES) - set(truth.POINTWISE)
+    assert {setting.loss for setting in SETTINGS.values()} == of_rows
+    assert {SETTINGS[name].loss for name in FEW} == of_rows
     assert {setting.kind for setting in SETTINGS.values()} == {"classes", "probabilities"}
     assert all(isinstance(SETTINGS[name], Setting) for name in FEW)
 

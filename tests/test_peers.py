@@ -206,6 +206,97 @@ def test_torch_softmax_vjp(level, torch, shape, temperature):
     np.testing.assert_allclose(g / temperature, leaf.grad.numpy(), **TOLERANCE)
 
 
+# ---- PyTorch's other losses ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES, **ids)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_torch_nll_loss(level, torch, shape, weighted, reduction):
+    z, targets, weight, axis = problem(shape)
+    targets = np.where(np.random.default_rng(0).random(targets.shape) < 0.2, -100, targets)
+    weight = weight if weighted else None
+    log_p = sx.log_softmax(z, axis=axis)
+    leaf = torch.tensor(log_p, requires_grad=True)
+    loss = torch.nn.functional.nll_loss(
+        leaf, torch.tensor(targets), reduction=reduction,
+        weight=torch.tensor(weight) if weighted else None)
+    loss.backward(torch.ones_like(loss))
+    got, g = sx.nll_loss_with_grad(log_p, targets, axis=axis, class_weight=weight,
+                                   reduction=reduction, backend=level.backend)
+    agree(got, g, loss.detach().numpy(), leaf.grad.numpy(), reduction,
+          counting=(targets != -100).any())
+
+
+@pytest.mark.parametrize("shape", SHAPES[:-1], **ids)
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_torch_kl_div(level, torch, shape, temperature, reduction):
+    """Our mean is its "batchmean": over the rows."""
+    z, _, _, axis = problem(shape)
+    t = np.random.default_rng(1).exponential(1, shape)
+    t[np.random.default_rng(2).random(shape) < 0.2] = 0
+    leaf = torch.tensor(z, requires_grad=True)
+    elements = torch.nn.functional.kl_div(
+        torch.log_softmax(leaf / temperature, axis), torch.tensor(t), reduction="none")
+    loss = elements.sum(axis)
+    if reduction != "none":
+        loss = loss.sum() / (1 if reduction == "sum" else max(loss.numel(), 1))
+    loss.backward(torch.ones_like(loss))
+    got, g = sx.kl_divergence_with_grad(z, t, axis=axis, temperature=temperature,
+                                        reduction=reduction, backend=level.backend)
+    agree(got, g, loss.detach().numpy(), leaf.grad.numpy(), reduction, counting=True)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (40, 7), (3, 11, 2, 5), (0, 3)], **ids)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("pos_weight", [False, True])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_torch_binary_cross_entropy_with_logits(
+        level, torch, shape, weighted, pos_weight, reduction):
+    """But for the mean's divisor where there are weights: their sum, not the number of logits."""
+    rng = np.random.default_rng(len(shape))
+    z, t, s = rng.normal(0, 4, shape), rng.random(shape), rng.uniform(0.1, 3, shape)
+    v = rng.uniform(0.1, 3, shape[-1:])
+    leaf = torch.tensor(z, requires_grad=True)
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(
+        leaf, torch.tensor(t), weight=torch.tensor(s) if weighted else None,
+        pos_weight=torch.tensor(v) if pos_weight else None, reduction=reduction)
+    loss.backward(torch.ones_like(loss))
+    options = {"divisor": float(np.size(z))} if weighted and reduction == "mean" else {}
+    got, g = sx.sigmoid_binary_cross_entropy_with_grad(
+        z, t, sample_weight=s if weighted else None, pos_weight=v if pos_weight else None,
+        reduction=reduction, backend=level.backend, **options)
+    agree(got, g, loss.detach().numpy(), leaf.grad.numpy(), reduction, counting=np.size(z) > 0)
+
+
+@pytest.mark.parametrize("shape", SHAPES[:-1], **ids)
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_torch_focal_loss(level, torch, shape, gamma):
+    """It has none: written out."""
+    z, targets, weight, axis = problem(shape)
+    leaf = torch.tensor(z, requires_grad=True)
+    at = torch.tensor(targets).unsqueeze(axis)
+    log_p = torch.log_softmax(leaf, axis).gather(axis, at).squeeze(axis)
+    loss = -torch.tensor(weight)[torch.tensor(targets)] * (1 - log_p.exp()) ** gamma * log_p
+    loss.sum().backward()
+    got, g = sx.focal_loss_with_grad(z, targets, axis=axis, gamma=gamma, class_weight=weight,
+                                     reduction="none", backend=level.backend)
+    agree(got, g, loss.detach().numpy(), leaf.grad.numpy(), "none", counting=True)
+
+
+@pytest.mark.parametrize("shape", SHAPES[:-1], **ids)
+def test_torch_squared_error(level, torch, shape):
+    z, _, _, axis = problem(shape)
+    t = sx.softmax(np.random.default_rng(1).normal(0, 2, shape), axis=axis)
+    leaf = torch.tensor(z, requires_grad=True)
+    loss = 0.5 * ((torch.softmax(leaf, axis) - torch.tensor(t)) ** 2).sum(axis)
+    loss.sum().backward()
+    got, g = sx.softmax_squared_error_with_grad(z, t, axis=axis, reduction="none",
+                                                backend=level.backend)
+    agree(got, g, loss.detach().numpy(), leaf.grad.numpy(), "none", counting=True)
+
+
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_torch_top_k(level, torch, k):
     z, targets, _, _ = problem((40, 7))

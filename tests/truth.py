@@ -19,7 +19,7 @@ have no truth here: the tests state them directly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import mpmath
@@ -89,7 +89,7 @@ def row_truth(logits, target=None, temperature=1.0):
 
 
 def row_cross_entropy(logits, target, *, class_weight=None, label_smoothing=0.0, temperature=1.0,
-                      softcap=None, z_loss=0.0):
+                      softcap=None, z_loss=0.0, gamma=None):
     """Cross-entropy of one row with any options, at 60 digits: "loss" and "gradient".
 
     `target` is a class number, or the row's probabilities. The loss is
@@ -103,6 +103,8 @@ def row_cross_entropy(logits, target, *, class_weight=None, label_smoothing=0.0,
 
     where dlog p_k/dz_j is -p_j, or 1 - p_j for k = j: a sum over the other classes, so that no
     digit is lost. dz_j/dx_j is 1 / temperature at a logit of -inf, which no cap makes finite.
+
+    `gamma`, with a class number: focal loss, of which -log p_k becomes (1 - p_k)^gamma (-log p_k).
     """
     with mpmath.workdps(60):
         tau = mpmath.mpf(float(temperature))
@@ -120,7 +122,14 @@ def row_cross_entropy(logits, target, *, class_weight=None, label_smoothing=0.0,
         log_total = mpmath.log1p(others_of[z.index(m)])
         lse = m + log_total
         loss = mpmath.mpf(float(z_loss)) * lse**2
-        loss += mpmath.fsum(q[k] * (log_total + (m - z[k])) for k in range(len(z)) if q[k])
+        costs = [log_total + (m - value) for value in z]
+        by_log_p = [mpmath.mpf(1)] * len(z)  # minus the derivatives of the costs
+        if gamma is not None:
+            focal = [_focal(cost, others / total, value / total, mpmath.mpf(float(gamma)))
+                     for cost, others, value in zip(costs, others_of, e, strict=True)]
+            costs, by_log_p = zip(*focal, strict=True)
+        loss += mpmath.fsum(q[k] * costs[k] for k in range(len(z)) if q[k])
+        q = [share * slope for share, slope in zip(q, by_log_p, strict=True)]
         all_q = mpmath.fsum(q)
         gradient = []
         for j in range(len(z)):
@@ -130,6 +139,14 @@ def row_cross_entropy(logits, target, *, class_weight=None, label_smoothing=0.0,
             gradient.append(by_z * _cap_slope(x[j], softcap) / tau)
         return {"lse": lse, "softmax": [value / total for value in e], "loss": loss,
                 "gradient": gradient}
+
+
+def _focal(cost, rest, p, gamma):
+    """(1 - p)^gamma cost, of cost = -log p, and minus its derivative by log p; rest = 1 - p."""
+    if rest == 0 or gamma == 0:
+        return cost if gamma == 0 else mpmath.mpf(0), mpmath.mpf(int(gamma == 0))
+    focus = rest**gamma
+    return focus * cost, focus + (gamma * p * rest ** (gamma - 1) * cost if p else 0)
 
 
 def row_shares(target, n_classes, class_weight=None, label_smoothing=0.0):
@@ -339,19 +356,52 @@ def _by_row(name, logits, targets=None, *, row=row_truth, **options):
     return np.array(found, dtype=LD)
 
 
+def row_kl_divergence(logits, target, **options):
+    """`row_cross_entropy` of probabilities, and with it sum of t log t, at 60 digits."""
+    with mpmath.workdps(60):
+        t = [mpmath.mpf(float(value)) for value in target]
+        truth = row_cross_entropy(logits, target, **options)
+        own = mpmath.fsum(value * mpmath.log(value) for value in t if value)
+        return {**truth, "loss": truth["loss"] + own}
+
+
+def row_squared_error(logits, target, *, temperature=1.0):
+    """Half the sum of (p - t)^2, and its gradient by the logits, at 60 digits.
+
+    1 - p of a class target is a sum over the others.
+    """
+    with mpmath.workdps(60):
+        truth = row_truth(logits, None, temperature)
+        p = truth["softmax"]
+        if np.ndim(target) == 0:
+            others = row_truth(logits, target, temperature)["gradient"][int(target)]
+            off = [others if k == target else value for k, value in enumerate(p)]
+        else:
+            off = [value - mpmath.mpf(float(t)) for value, t in zip(p, target, strict=True)]
+        mean = mpmath.fdot(p, off)
+        tau = mpmath.mpf(float(temperature))
+        return {"softmax": p, "loss": mpmath.fsum(value**2 for value in off) / 2,
+                "gradient": [a * (b - mean) / tau for a, b in zip(p, off, strict=True)]}
+
+
 @dataclass(frozen=True)
-class CrossEntropy:
-    """Cross-entropy of rows with any options, and what the contract's bounds are made of.
+class Loss:
+    """A loss of rows with any options, and what the contract's bounds are made of.
 
     With g_k = (A p_k - B_k) J_k, the weights, 1 / temperature and the upstream in A and B, J the
     slope of the cap:
 
     loss, gradient
-        The truth. All terms of the loss are >= 0: it is the sum of their absolute values.
+        The truth.
+    loss_scale
+        The sum of the absolute terms of the loss: the loss itself, but for the KL divergence and
+        the squared error.
     lse, softmax
         Of the capped logits over the temperature.
     size
         |A|, (N,): the sum of its absolute terms, which z-loss of a negative lse tells from |A|.
+    w
+        |w|, (N,): the row's weight, with 1 / temperature and the upstream.
     scale
         (|A| p_k + |B_k|) J_k.
     mass
@@ -361,6 +411,8 @@ class CrossEntropy:
     moved_loss, moved_gradient
         How far either goes when each logit moves by an ulp of `dtype`: a capped one in the softmax,
         a given one in J. 0 without softcap.
+    growth
+        1 + gamma of focal loss: how much larger a bound is; else 1.
     overflow
         Whether what a weight multiplies, a class's cost, the loss or A, is beyond float64 (N,): an
         infinity is then right, even if a small weight would have brought it back.
@@ -368,15 +420,18 @@ class CrossEntropy:
 
     loss: np.ndarray
     gradient: np.ndarray
+    loss_scale: np.ndarray
     lse: np.ndarray
     softmax: np.ndarray
     size: np.ndarray
+    w: np.ndarray
     scale: np.ndarray
     mass: np.ndarray
     loss_by_lse: np.ndarray
     gradient_by_lse: np.ndarray
     moved_loss: np.ndarray
     moved_gradient: np.ndarray
+    growth: np.ndarray
     overflow: np.ndarray
 
     def rows(self, index):
@@ -385,7 +440,7 @@ class CrossEntropy:
 
 
 def cross_entropy(logits, targets, *, class_weight=None, label_smoothing=0.0, temperature=1.0,
-                  softcap=None, z_loss=0.0, weight=None, factor=None):
+                  softcap=None, z_loss=0.0, gamma=None, weight=None, factor=None):
     """Truth of rows (N, C); targets (N,) classes, or (N, C) probabilities.
 
     `weight` (N,) multiplies loss and gradient, `factor` (N,) the gradient alone (the upstream over
@@ -397,13 +452,29 @@ def cross_entropy(logits, targets, *, class_weight=None, label_smoothing=0.0, te
     factor = np.ones(n, LD) if factor is None else np.asarray(factor).astype(LD)
     # The gradient's weight, with the chain rule's 1 / temperature.
     w = (s * factor / LD(temperature))[:, None]
-    q = shares(targets, n_classes, class_weight, label_smoothing)
+    q = given_q = shares(targets, n_classes, class_weight, label_smoothing)
     zeta = LD(z_loss)
     with np.errstate(all="ignore"):
         x = Exponentials.of(logits, temperature, softcap)
         p = x.e / x.total[:, None]
         row_lse = x.m + x.log_total
         slope = cap_slope(logits.astype(LD), softcap)
+        costs = x.log_total[:, None] - x.d
+        # Of a class that costs nothing, no infinity.
+        row_costs = np.where(q > 0, costs, 0)
+        if gamma is not None:
+            at = np.arange(n), targets
+            rest = others(x.e, targets) / x.total
+            focus = rest ** LD(gamma)
+            pull = focus + np.where(p[at] > 0, gamma * p[at] * (focus / rest) * costs[at], 0)
+            pull[rest == 0] = gamma == 0
+            row_costs[at] *= focus
+            # How fast the pull changes with log p.
+            bend = gamma * p[at] * (focus / rest) * (
+                2 + costs[at] + abs(gamma - 1) * p[at] * costs[at] / rest)
+            bend = np.where((rest > 0) & (p[at] > 0), q[at] * bend, 0)
+            q = q.copy()
+            q[at] *= pull
         total_q = tree(q.copy())[:, None]
         signed = total_q * p - q
         if np.ndim(targets) == 1 and not label_smoothing:
@@ -411,20 +482,20 @@ def cross_entropy(logits, targets, *, class_weight=None, label_smoothing=0.0, te
             at = np.arange(n), targets
             signed[at] = -q[at] * (others(x.e, targets) / x.total)
         by_z = signed + 2 * zeta * row_lse[:, None] * p
-        costs = x.log_total[:, None] - x.d
         if EXTENDED:
-            row_loss = tree(np.where(q > 0, q * costs, 0)) + zeta * row_lse**2
+            row_loss = tree(given_q * row_costs) + zeta * row_lse**2
             gradient = by_z * slope * w
         else:
             options = {"class_weight": class_weight, "label_smoothing": label_smoothing,
-                       "temperature": temperature, "softcap": softcap, "z_loss": z_loss}
+                       "temperature": temperature, "softcap": softcap, "z_loss": z_loss,
+                       "gamma": gamma}
             row_loss, gradient = (
                 _by_row(name, logits, targets, row=row_cross_entropy, **options)
                 for name in ("loss", "gradient"))
             gradient *= w * LD(temperature)
         size = total_q + 2 * zeta * np.abs(row_lse[:, None])
         most = LD(np.finfo(np.float64).max)
-        dear = (np.where(q > 0, costs, 0) >= most).any(axis=1) & np.isfinite(row_loss)
+        dear = (row_costs >= most).any(axis=1) & np.isfinite(row_loss)
         overflow = dear | (np.abs(row_loss) >= most) | (size[:, 0] >= most) | (row_lse**2 >= most)
 
         moved_loss, moved_gradient = np.zeros(n, LD), np.zeros(logits.shape, LD)
@@ -441,24 +512,150 @@ def cross_entropy(logits, targets, *, class_weight=None, label_smoothing=0.0, te
             steeper = np.where(finite, cap_slope(nearer, softcap) - slope, 0)
             moved_gradient = (size * moved_p + 2 * zeta * p * by_all) * growth * (slope + steeper)
             moved_gradient += np.abs(by_z) * steeper
+            if gamma is not None:
+                moved_log_p = ((step[at] + by_all[:, 0]) * bend)[:, None] * growth
+                reach = p.copy()
+                reach[at] = rest
+                moved_gradient += moved_log_p * reach * (slope + steeper)
 
         counts = s > 0
         column = counts[:, None]
         w_size = np.abs(w)
-        return CrossEntropy(
+        return Loss(
             loss=np.where(counts, s * row_loss, 0),
             gradient=np.where(column, gradient, 0),
+            loss_scale=np.where(counts, s * row_loss, 0),
             lse=row_lse,
             softmax=p,
             size=np.where(column, w_size * size, 0)[:, 0],
+            w=np.where(counts, w_size[:, 0], 0),
             scale=np.where(column, w_size * (size * p + q) * slope, 0),
             mass=np.where(column, w_size * total_q, 0)[:, 0],
             loss_by_lse=s * 2 * zeta * np.abs(row_lse),
             gradient_by_lse=w_size * 2 * zeta * p * slope,
             moved_loss=np.where(counts, s * moved_loss, 0),
             moved_gradient=np.where(column, w_size * moved_gradient, 0),
+            growth=np.full(n, 1 if gamma is None else 1 + LD(gamma)),
             overflow=overflow & counts,
         )
+
+
+def focal_loss(logits, targets, *, gamma=2.0, **options):
+    """`cross_entropy` of rows with (1 - p)^gamma (-log p) in the place of -log p."""
+    return cross_entropy(logits, targets, gamma=gamma, **options)
+
+
+def kl_divergence(logits, targets, *, weight=None, **options):
+    """`cross_entropy` of rows with probabilities, and with it sum of t log t."""
+    found = cross_entropy(logits, targets, weight=weight, **options)
+    t = targets.astype(LD)
+    own = tree(t * np.log(np.where(t > 0, t, 1)))
+    sizes = tree(np.abs(t * np.log(np.where(t > 0, t, 1))))
+    s = np.ones(len(t), LD) if weight is None else np.asarray(weight).astype(LD)
+    own, sizes = (np.where(s > 0, s * values, 0) for values in (own, sizes))
+    if EXTENDED:
+        value = found.loss + own
+    else:
+        value = s * _by_row("loss", logits, targets, row=row_kl_divergence, **options)
+    # What a rounding of t has made of a divergence that cannot be negative.
+    slack = 8 * float(np.finfo(targets.dtype).eps if targets.dtype.kind == "f" else 2.0**-7)
+    normalised = np.abs(tree(t.copy()) - 1) <= slack
+    value = np.where(normalised & (value < 0), 0, value)
+    return replace(found, loss=value, loss_scale=found.loss + sizes)
+
+
+def squared_error(logits, targets, *, temperature=1.0, weight=None, factor=None):
+    """Truth of rows (N, C); targets (N,) classes, or (N, C) probabilities."""
+    n, n_classes = logits.shape
+    s = np.ones(n, LD) if weight is None else np.asarray(weight).astype(LD)
+    factor = np.ones(n, LD) if factor is None else np.asarray(factor).astype(LD)
+    w = (s * factor / LD(temperature))[:, None]
+    with np.errstate(all="ignore"):
+        x = Exponentials.of(logits, temperature)
+        p = x.e / x.total[:, None]
+        t = shares(targets, n_classes)
+        off = p - t
+        if np.ndim(targets) == 1:
+            at = np.arange(n), targets
+            off[at] = -others(x.e, targets) / x.total
+        mean = tree(p * off)[:, None]
+        if EXTENDED:
+            loss, gradient = tree(off * off) / 2, p * (off - mean) * w
+        else:
+            loss, gradient = (
+                _by_row(name, logits, targets, row=row_squared_error, temperature=temperature)
+                for name in ("loss", "gradient"))
+            gradient *= w * LD(temperature)
+        counts, w_size = s > 0, np.abs(w)
+        sizes = p * (p + t + tree(p * (p + t))[:, None])
+        zeros = np.zeros(n, LD)
+        return Loss(
+            loss=np.where(counts, s * loss, 0),
+            gradient=np.where(counts[:, None], gradient, 0),
+            loss_scale=np.where(counts, s * tree((p + t) ** 2) / 2, 0),
+            lse=zeros, softmax=p,
+            size=np.where(counts, w_size[:, 0] * (1 + tree(t.copy())), 0),
+            w=np.where(counts, w_size[:, 0], 0),
+            scale=np.where(counts[:, None], w_size * sizes, 0),
+            mass=zeros, loss_by_lse=zeros, gradient_by_lse=np.zeros(p.shape, LD),
+            moved_loss=zeros, moved_gradient=np.zeros(p.shape, LD), growth=zeros + 1,
+            overflow=counts & (loss >= LD(np.finfo(np.float64).max)),
+        )
+
+
+def nll_loss(log_probs, targets, *, class_weight=None, weight=None, factor=None):
+    """Truth of rows (N, C), targets (N,): minus the target's entry."""
+    n, n_classes = log_probs.shape
+    s = np.ones(n, LD) if weight is None else np.asarray(weight).astype(LD)
+    factor = np.ones(n, LD) if factor is None else np.asarray(factor).astype(LD)
+    q = shares(targets, n_classes, class_weight)
+    taken = s * q[np.arange(n), targets]
+    with np.errstate(all="ignore"):
+        loss = np.where(taken > 0, -taken * log_probs[np.arange(n), targets].astype(LD), 0)
+    size = np.where(s > 0, np.abs(s * factor), 0)[:, None] * q
+    zeros = np.zeros(n, LD)
+    return Loss(
+        loss=loss, gradient=-(s * factor)[:, None] * q, loss_scale=np.abs(loss), lse=zeros,
+        softmax=np.zeros(q.shape, LD), size=tree(size.copy()), w=np.abs(s * factor),
+        scale=size, mass=zeros,
+        loss_by_lse=zeros, gradient_by_lse=np.zeros(q.shape, LD), moved_loss=zeros,
+        moved_gradient=np.zeros(q.shape, LD), growth=zeros + 1,
+        overflow=np.abs(loss) >= LD(np.finfo(np.float64).max),
+    )
+
+
+def sigmoid_binary_cross_entropy(logits, targets, *, pos_weight=None, weight=None, factor=None):
+    """Truth of logits (N, 1), each by itself; targets (N, 1), weights (N,). No cancellation."""
+    n = len(logits)
+    v, s, up = (np.ones(n, LD) if given is None else np.asarray(given).reshape(n).astype(LD)
+                for given in (pos_weight, weight, factor))
+    z, t = logits[:, 0].astype(LD), targets[:, 0].astype(LD)
+    with np.errstate(all="ignore"):
+        e = np.exp(-np.abs(z))
+        far, near = 1 / (1 + e), e / (1 + e)
+        up_slope, down_slope = np.where(z < 0, near, far), np.where(z < 0, far, near)
+        yes_cost, no_cost = (np.log1p(e) + np.maximum(side, 0) for side in (-z, z))
+        cost = np.where(v * t > 0, v * t * yes_cost, 0) + np.where(t < 1, (1 - t) * no_cost, 0)
+        no, yes = (1 - t) * up_slope, v * t * down_slope
+        loss = np.where(s > 0, s * cost, 0)
+    w = np.where(s > 0, s * up, 0)
+    zeros = np.zeros(n, LD)
+    return Loss(
+        loss=loss, gradient=np.where(s > 0, w * (no - yes), 0)[:, None], loss_scale=loss, lse=zeros,
+        softmax=zeros[:, None], size=np.abs(w) * (v * t + 1), w=np.abs(w),
+        scale=(np.abs(w) * (no + yes))[:, None], mass=zeros, loss_by_lse=zeros,
+        gradient_by_lse=zeros[:, None], moved_loss=zeros, moved_gradient=zeros[:, None],
+        growth=zeros + 1, overflow=np.maximum(cost, loss) >= LD(np.finfo(np.float64).max),
+    )
+
+
+#: By the loss's name.
+LOSSES = {"cross_entropy": cross_entropy, "focal_loss": focal_loss,
+          "kl_divergence": kl_divergence, "nll_loss": nll_loss,
+          "softmax_squared_error": squared_error,
+          "sigmoid_binary_cross_entropy": sigmoid_binary_cross_entropy}
+#: Losses of single logits: to the truth and the tests, rows of one class.
+POINTWISE = ("sigmoid_binary_cross_entropy",)
 
 
 def shares(targets, n_classes, class_weight=None, label_smoothing=0.0):

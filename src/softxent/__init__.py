@@ -10,6 +10,17 @@ from softxent._plan import BackendUnavailableError, Plan, available_backends, se
 from softxent._threads import get_num_threads, register_threadpoolctl, set_num_threads
 from softxent._warmup import warmup
 from softxent.losses.cross_entropy import cross_entropy, cross_entropy_with_grad
+from softxent.losses.focal_loss import focal_loss, focal_loss_with_grad
+from softxent.losses.kl_divergence import kl_divergence, kl_divergence_with_grad
+from softxent.losses.nll_loss import nll_loss, nll_loss_with_grad
+from softxent.losses.sigmoid_binary_cross_entropy import (
+    sigmoid_binary_cross_entropy,
+    sigmoid_binary_cross_entropy_with_grad,
+)
+from softxent.losses.softmax_squared_error import (
+    softmax_squared_error,
+    softmax_squared_error_with_grad,
+)
 from softxent.metrics import accuracy, mean_divisor
 from softxent.pieces import (
     log_softmax,
@@ -29,16 +40,26 @@ __all__ = [
     "cross_entropy_with_grad",
     "diagnose",
     "explain",
+    "focal_loss",
+    "focal_loss_with_grad",
     "get_num_threads",
+    "kl_divergence",
+    "kl_divergence_with_grad",
     "log_softmax",
     "logsumexp",
     "mean_divisor",
+    "nll_loss",
+    "nll_loss_with_grad",
     "register_threadpoolctl",
     "set_backend",
     "set_num_threads",
     "show_versions",
+    "sigmoid_binary_cross_entropy",
+    "sigmoid_binary_cross_entropy_with_grad",
     "softmax",
     "softmax_entropy",
+    "softmax_squared_error",
+    "softmax_squared_error_with_grad",
     "softmax_vjp",
     "target_log_probs",
     "warmup",

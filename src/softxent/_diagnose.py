@@ -125,6 +125,7 @@ def diagnose(
     # The shape is judged apart from the dtype and the values.
     stand_in = np.broadcast_to(np.float32(0), z.shape)
     classes = normalise(LOGSUMEXP, stand_in, axis=axis).axis
+    assert classes is not None
     found = []
     if not dtype_name(z.dtype):
         found.append(

@@ -57,7 +57,8 @@ class Problem:
     rows_shape
         Shape of the result under "none".
     logits
-        The logits as given, and `axis`, the classes' axis of them: outputs take their layout.
+        The logits as given, and `axis`, the classes' axis of them (None: there is none, each logit
+        is a row): outputs take their layout.
     out, given_out
         The caller's output of the logits' shape, as an ndarray and as it came (a subclass, a
         memmap); or None: a fresh one.
@@ -69,7 +70,7 @@ class Problem:
     divisor: float
     rows_shape: tuple[int, ...]
     logits: NDArray[np.floating]
-    axis: int
+    axis: int | None
     out: NDArray[np.floating] | None
     given_out: NDArray[np.floating] | None
 
@@ -86,6 +87,7 @@ def normalise(
     temperature: float = 1.0,
     softcap: float | None = None,
     z_loss: float = 0.0,
+    gamma: float = 0.0,
     sample_weight: ArrayLike | None = None,
     reduction: str = "none",
     divisor: float | None = None,
@@ -102,7 +104,7 @@ def normalise(
     TypeError, ValueError, IndexError
         As docs/errors.md lists them; nothing has been written.
     """
-    z, dtype = _logits(logits, targets, "logits" if cotangent is None else "probs")
+    z, dtype = _logits(logits, targets, spec.argument)
     last = _axis(axis, z)
     moved = classes_last(z, last)
     rows_shape = moved.shape[:-1]
@@ -124,6 +126,8 @@ def normalise(
             _refuse(spec, kind, class_weight=class_weight, ignore_index=ignore_index,
                     label_smoothing=label_smoothing, temperature=temperature, softcap=softcap,
                     z_loss=z_loss)
+        if spec.op is Op.KL:
+            call.slack = 8.0 * _eps(y.dtype)
         if kind == "classes":
             call.ignore_index = _ignore_index(ignore_index, y.dtype)
             _check_range(y, n_classes, call.ignore_index)
@@ -154,6 +158,8 @@ def normalise(
         call.softcap = _number(softcap, "softcap", *_SCALES)
     if z_loss.__class__ is not float or z_loss != 0.0:
         call.z_loss = _number(z_loss, "z_loss", 0.0, _MOST)
+    if gamma.__class__ is not float or gamma != 0.0:
+        call.gamma = _number(gamma, "gamma", 0.0, _MOST)
 
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
@@ -180,7 +186,7 @@ def normalise(
             inputs["upstream"] = up
         given_out = out
         if out is not None:
-            out = _output(out, out_name, z, inputs)
+            out = _output(out, out_name, z, spec.argument, inputs)
             if kind == "probabilities" and np.may_share_memory(out, z):
                 # Logits that are overwritten cannot be had back.
                 check_probabilities(call, last, z.ndim)
@@ -189,8 +195,130 @@ def normalise(
     return Problem(call, key, reduction, d, rows_shape, z, last, out, given_out)
 
 
-def classes_last(array: NDArray[Any], axis: int) -> NDArray[Any]:
-    """Return a view of `array` with the classes' axis (not negative) last."""
+def normalise_points(
+    spec: Spec,
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    pos_weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    reduction: str = "none",
+    divisor: float | None = None,
+    wants_map: bool = False,
+    out: NDArray[np.floating] | None = None,
+    upstream: ArrayLike = 1.0,
+) -> Problem:
+    """Check one call of `spec`, of which every logit is a row, and describe it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As docs/errors.md lists them; nothing has been written.
+    """
+    z, dtype = _logits(logits, targets, spec.argument, scalar=True)
+    call = Call(spec.op, np.atleast_1d(z)[..., np.newaxis])
+    rows_shape = call.logits.shape[:-1]
+    y = _plain(targets, "targets")
+    if y.size == 0 and not isinstance(targets, np.ndarray):
+        y = y.astype(np.intp)
+    if y.dtype.kind not in "biuf" and not dtype_name(y.dtype):
+        raise TypeError(f"targets must be real numbers or bool, got dtype {y.dtype}; pass numbers "
+                        "within [0, 1]")
+    if y.shape != z.shape:
+        raise ValueError(
+            f"targets must have the logits' shape {z.shape}, one for each logit; got {y.shape}; "
+            "class numbers for rows of logits? use cross_entropy"
+        )
+    inputs = {"targets": y}
+    call.soft_targets = y.reshape(call.logits.shape) if y.ndim == 0 else y[..., np.newaxis]
+    d = float(z.size)
+    if pos_weight is not None:
+        v = _weights(pos_weight, "pos_weight", None, "")
+        call.pos_weight = _broadcast(v, "pos_weight", z.shape).reshape(rows_shape)
+        inputs["pos_weight"] = v
+    if sample_weight is not None:
+        s = _weights(sample_weight, "sample_weight", None, "")
+        call.sample_weight = _broadcast(s, "sample_weight", z.shape).reshape(rows_shape)
+        inputs["sample_weight"] = s
+        # Each of its numbers stands for as many logits as any other.
+        d = _sum(s) * (z.size / s.size) if z.size else 0.0
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+    call.summed = reduction != "none"
+    if divisor is not None:
+        d = _divisor(divisor, reduction)
+    elif reduction != "mean":
+        d = 1.0
+    elif d == math.inf:
+        raise ValueError(
+            "the mean's divisor, the sum of the weights, overflows float64; scale sample_weight "
+            "down, or pass a divisor"
+        )
+    given_out = None
+    if wants_map:
+        up = _upstream(upstream, reduction, z.shape)
+        if isinstance(up, float):
+            call.scale = up / d if d else 0.0
+        else:
+            call.upstream = up.reshape(rows_shape)
+            inputs["upstream"] = up
+        given_out = out
+        if out is not None:
+            out = _output(out, "grad_out", z, spec.argument, inputs)
+            if np.may_share_memory(out, z):
+                # Logits that are overwritten cannot be had back.
+                check_shares(call, z.ndim)
+    key = Key(spec.op, dtype, _order(call.logits), wants_map, "probabilities")
+    return Problem(call, key, reduction, d, z.shape, z, None, out, given_out)
+
+
+def _broadcast(weights: NDArray[Any], name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return a view of weights in the logits' shape."""
+    try:
+        return np.broadcast_to(weights, shape)
+    except ValueError:
+        raise ValueError(
+            f"{name} must broadcast to the logits' shape {shape}, got {weights.shape}"
+        ) from None
+
+
+def check_shares(call: Call, ndim: int) -> None:
+    """Raise for the first target of a logit that counts that is not within [0, 1]."""
+    t = call.soft_targets
+    assert t is not None
+    rows = t.shape[:-1]
+    n = math.prod(rows)
+    # Most often all are; a NaN is least and most.
+    if n == 0 or (t.min() >= 0 and t.max() <= 1):
+        return
+    few = _CHUNK // 16  # whose indices are larger than themselves
+    for start in range(0, n, few):
+        at = np.unravel_index(np.arange(start, min(start + few, n)), rows)
+        block = t[(*at, 0)]
+        bad = ~((block >= 0) & (block <= 1))
+        if call.sample_weight is not None:
+            bad &= call.sample_weight[at] != 0
+        if bad.any():
+            first = int(np.argmax(bad))
+            where = [int(i[first]) for i in at][:ndim]
+            raise ValueError(
+                f"targets must be within [0, 1], got targets{where} = {block[first]}; class "
+                "numbers of several classes? use cross_entropy"
+            )
+
+
+def check_soft_targets(problem: Problem) -> None:
+    """Raise for the first value of targets that are no class numbers that must not be."""
+    if problem.axis is None:
+        check_shares(problem.call, problem.logits.ndim)
+    else:
+        check_probabilities(problem.call, problem.axis, problem.logits.ndim)
+
+
+def classes_last(array: NDArray[Any], axis: int | None) -> NDArray[Any]:
+    """Return a view of `array` with the classes' axis (not negative; None: a new one) last."""
+    if axis is None:
+        return array[..., np.newaxis]
     return array if axis == array.ndim - 1 else np.moveaxis(array, axis, -1)
 
 
@@ -284,7 +412,7 @@ def _plain(array: ArrayLike, name: str) -> NDArray[Any]:
 
 
 def _logits(
-    logits: ArrayLike, targets: ArrayLike | None, argument: str
+    logits: ArrayLike, targets: ArrayLike | None, argument: str, *, scalar: bool = False
 ) -> tuple[NDArray[np.floating], str]:
     """Return the logits as an array, and the name of their dtype."""
     z = _plain(logits, argument)
@@ -297,7 +425,7 @@ def _logits(
             cure += "; class numbers are targets, the second argument"
         raise TypeError(f"{argument} must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, got "
                         f"{z.dtype}; {cure}")
-    if z.ndim == 0:
+    if z.ndim == 0 and not scalar:
         raise ValueError(
             f"{argument} must have a class axis: shape (C,) for one row, (N, C) for N; got a scalar"
         )
@@ -338,16 +466,23 @@ def _order(moved: NDArray[np.floating]) -> str:
 
 def _targets(targets: ArrayLike | None, spec: Spec, z: NDArray[np.floating], axis: int,
              rows_shape: tuple[int, ...]) -> NDArray[Any]:
-    """Return class numbers of the rows' shape, or probabilities of the logits'."""
+    """Return class numbers of the rows' shape, or probabilities of the logits', as `spec` takes."""
     y = _plain(targets, "targets") if targets is not None else np.empty(0, object)
     if y.size == 0 and not isinstance(targets, np.ndarray) and targets is not None:
         y = y.astype(np.intp)  # an empty list has no dtype of its own
     kind = y.dtype.kind
-    if kind in "iu" and y.shape == rows_shape:
-        return y
     floats = kind == "f" or dtype_name(y.dtype) == "bfloat16"
     soft = "probabilities" in spec.targets
-    if kind not in "iu" and not (floats and soft and y.shape != rows_shape):
+    if "classes" not in spec.targets and not floats:
+        cure = "class numbers have no entropy: use cross_entropy"
+        if y.shape == z.shape and kind in "biu":
+            cure = "pass targets.astype(logits.dtype)"
+        raise TypeError(f"targets must be probabilities, floats of the logits' shape {z.shape}, "
+                        f"got dtype {y.dtype} of shape {y.shape}; {cure}")
+    if kind in "iu" and y.shape == rows_shape:
+        return y
+    if "classes" in spec.targets and kind not in "iu" and not (
+            floats and soft and y.shape != rows_shape):
         cure = "pass an array of integer class numbers 0 … C-1"
         if floats:
             cure = "class numbers are integers: pass targets.astype(numpy.intp)"
@@ -365,8 +500,9 @@ def _targets(targets: ArrayLike | None, spec: Spec, z: NDArray[np.floating], axi
         return y
     if floats:
         raise ValueError(
-            f"probability targets must have the logits' shape {z.shape}, got {y.shape}; class "
-            f"numbers are integers of shape {rows_shape}"
+            f"probability targets must have the logits' shape {z.shape}, got {y.shape}"
+            + (f"; class numbers are integers of shape {rows_shape}"
+               if "classes" in spec.targets else "")
         )
     if y.shape == z.shape:
         cure = f"pass targets.argmax(axis={axis})"
@@ -385,6 +521,11 @@ def _targets(targets: ArrayLike | None, spec: Spec, z: NDArray[np.floating], axi
     elif y.size == math.prod(rows_shape):
         message += f"; pass targets.reshape({rows_shape})"
     raise ValueError(message)
+
+
+def _eps(dtype: np.dtype[Any]) -> float:
+    """Return the spacing of floats at 1, in float64."""
+    return 2.0**-7 if dtype.kind == "V" else float(np.finfo(dtype).eps)
 
 
 def _refuse(spec: Spec, kind: str, **given: Any) -> None:
@@ -510,9 +651,12 @@ def _number(value: Any, name: str, least: float, most: float) -> float:
     return number
 
 
-def _weights(array: ArrayLike, name: str, shape: tuple[int, ...], meaning: str) -> NDArray[Any]:
+def _weights(
+    array: ArrayLike, name: str, shape: tuple[int, ...] | None, meaning: str
+) -> NDArray[Any]:
+    """Return weights of a shape (None: any), once their values are checked."""
     w = _reals(array, name)
-    if w.shape != shape:
+    if shape is not None and w.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, {meaning}; got {w.shape}")
     # A NaN makes both comparisons false.
     if w.size == 0 or (w.min() >= 0 and w.max() < np.inf):
@@ -568,7 +712,7 @@ def _upstream(
 # ---- outputs -------------------------------------------------------------------------------------
 
 
-def _output(out: NDArray[np.floating], name: str, z: NDArray[np.floating],
+def _output(out: NDArray[np.floating], name: str, z: NDArray[np.floating], argument: str,
             inputs: dict[str, NDArray[Any]]) -> NDArray[np.floating]:
     if np.ma.isMaskedArray(out) or not isinstance(out, np.ndarray):
         raise TypeError(
@@ -576,10 +720,10 @@ def _output(out: NDArray[np.floating], name: str, z: NDArray[np.floating],
         )
     into = np.asarray(out)
     if into.shape != z.shape:
-        raise ValueError(f"{name} must have the logits' shape {z.shape}, got {into.shape}")
+        raise ValueError(f"{name} must have the {argument}' shape {z.shape}, got {into.shape}")
     dtypes = {dtype_name(z.dtype), "float32" if z.itemsize == 2 else dtype_name(z.dtype)}
     if dtype_name(into.dtype) not in dtypes:
-        raise ValueError(f"{name} must have the logits' dtype {z.dtype}"
+        raise ValueError(f"{name} must have the {argument}' dtype {z.dtype}"
                          f"{' or float32' if z.itemsize == 2 else ''}, got {into.dtype}")
     if not into.flags.writeable:
         raise ValueError(f"{name} is read-only; pass a writeable array or leave it out")
@@ -590,8 +734,8 @@ def _output(out: NDArray[np.floating], name: str, z: NDArray[np.floating],
         )
     if _share(into, z) and not _same_memory(into, z):
         raise ValueError(
-            f"{name} shares memory with logits but is not the same array; pass {name}=logits to "
-            "overwrite them in place, or an array of its own"
+            f"{name} shares memory with {argument} but is not the same array; pass "
+            f"{name}={argument} to overwrite them in place, or an array of its own"
         )
     for other, array in inputs.items():
         if _share(into, array):

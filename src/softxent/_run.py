@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from softxent import _threads
 from softxent._plan import Plan, select
-from softxent._problem import Problem, check_probabilities, classes_last
+from softxent._problem import Problem, check_soft_targets, classes_last
 from softxent._sums import tree_sum
 from softxent.backends import backend
 from softxent.backends._contract import Op
@@ -40,7 +40,8 @@ def execute(plan: Plan, problem: Problem) -> tuple[Any, Any]:
     # One value a row; float64 where it is to be summed unrounded.
     narrow = keeps_rows and problem.key.dtype != "float64" and problem.key.op is not Op.RANK
     dtype = np.float32 if narrow else np.float64
-    rows = call.out_rows = np.empty(call.logits.shape[:-1], dtype)
+    shape = (call.n_rows,) if call.summed else call.logits.shape[:-1]
+    rows = call.out_rows = np.empty(shape, dtype)
     out = problem.out
     if problem.key.wants_map:
         if out is None:
@@ -49,8 +50,8 @@ def execute(plan: Plan, problem: Problem) -> tuple[Any, Any]:
         call.out_map = moved if problem.rows_shape else moved[np.newaxis]
     result = out if problem.given_out is None else problem.given_out
     if problem.divisor == 0.0:
-        if problem.key.targets == "probabilities":
-            check_probabilities(call, problem.axis, problem.logits.ndim)
+        if call.soft_targets is not None:
+            check_soft_targets(problem)
         if out is not None:
             out.fill(0.0)
         return 0.0, result
@@ -58,7 +59,7 @@ def execute(plan: Plan, problem: Problem) -> tuple[Any, Any]:
         task = backend(plan.backend).bind(call, plan.isa)
         _threads.run(task, call.n_rows, plan.grain, plan.n_threads)
         if task.refused:
-            check_probabilities(call, problem.axis, problem.logits.ndim)
+            check_soft_targets(problem)
             raise ValueError("probability targets changed during the call, and were invalid")
     if keeps_rows:
         return rows.reshape(problem.rows_shape), result

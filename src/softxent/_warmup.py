@@ -48,6 +48,8 @@ def warmup(
     names = tuple(LOSSES) if losses is None else tuple(losses)
     for dtype in dtypes:
         for loss in names:
-            key = key_of(dtype, "C", loss, "classes", grad=True)
-            for temperature in (False, True):
-                select(key._replace(temperature=temperature), 1, 2, backend, None)
+            # An unknown name is refused by key_of.
+            for kind in LOSSES[loss].targets if loss in LOSSES else ("classes",):
+                key = key_of(dtype, "C", loss, kind, grad=True)
+                for temperature in (False, True):
+                    select(key._replace(temperature=temperature), 1, 2, backend, None)

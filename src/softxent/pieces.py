@@ -16,7 +16,7 @@ LOGSUMEXP = Spec("logsumexp", Op.LOGSUMEXP)
 SOFTMAX = Spec("softmax", Op.SOFTMAX)
 LOG_SOFTMAX = Spec("log_softmax", Op.LOG_SOFTMAX)
 ENTROPY = Spec("softmax_entropy", Op.ENTROPY)
-VJP = Spec("softmax_vjp", Op.SOFTMAX_VJP)
+VJP = Spec("softmax_vjp", Op.SOFTMAX_VJP, argument="probs")
 TARGET_LOG_PROBS = Spec("target_log_probs", Op.CROSS_ENTROPY, {
     "classes": ("axis", "ignore_index", "temperature", "backend", "n_threads"),
 })
@@ -70,7 +70,10 @@ def logsumexp(
     """
     problem = normalise(LOGSUMEXP, logits, axis=axis)
     rows: NDArray[np.floating] = evaluate(problem, backend, n_threads)[0]
-    return np.expand_dims(rows, problem.axis) if keepdims else rows
+    if keepdims:
+        assert problem.axis is not None
+        rows = np.expand_dims(rows, problem.axis)
+    return rows
 
 
 def softmax(

@@ -19,15 +19,25 @@ from numpy.typing import NDArray
 
 
 class Op(enum.IntEnum):
-    """What the head makes of a row's sums; the compiled backends know these numbers."""
+    """What the head makes of a row's sums; the compiled backends list the same, in this order."""
 
     CROSS_ENTROPY = 0
-    LOGSUMEXP = 1
-    SOFTMAX = 2
-    LOG_SOFTMAX = 3
-    ENTROPY = 4
-    RANK = 5  # how many classes come before the target, largest logit first
-    SOFTMAX_VJP = 6
+    FOCAL = enum.auto()
+    KL = enum.auto()
+    SQUARED_ERROR = enum.auto()
+    NLL = enum.auto()  # of log-probabilities, given as logits
+    SIGMOID = enum.auto()  # one logit a row, many rows a piece
+    # From here on the pieces.
+    LOGSUMEXP = enum.auto()
+    SOFTMAX = enum.auto()
+    LOG_SOFTMAX = enum.auto()
+    ENTROPY = enum.auto()
+    RANK = enum.auto()  # how many classes come before the target, largest logit first
+    SOFTMAX_VJP = enum.auto()
+
+
+#: `Op.SIGMOID`: rows, in order, of which a backend takes so many as one; what `Call.summed` sums.
+POINTS = 1024
 
 
 class Key(NamedTuple):
@@ -93,6 +103,16 @@ class Call:
         these z are what a softmax is of. Both within [2**-500, 2**500].
     z_loss
         Lambda >= 0: a row's value has lambda lse(z)**2 added.
+    gamma
+        `Op.FOCAL`: the exponent >= 0 of 1 - p.
+    pos_weight
+        `Op.SIGMOID`: rows, a real dtype, finite and >= 0; or None for 1. Multiplies what targets of
+        1 cost. (Its `soft_targets` are of any real dtype and within [0, 1], or refused.)
+    summed
+        `Op.SIGMOID`: `out_rows` is float64 and has one element for every `POINTS` rows: their sum.
+    slack
+        `Op.KL`: how far from 1 the sum of a row's targets may be for the row's value to be one that
+        cannot be negative.
     out_rows
         rows, C-contiguous, native float32 or float64, or None: the row values (weighted loss, not
         divided; lse; entropy; rank).
@@ -117,19 +137,23 @@ class Call:
     temperature: float = 1.0
     softcap: float = 0.0
     z_loss: float = 0.0
+    gamma: float = 0.0
+    slack: float = 0.0
+    pos_weight: NDArray[np.generic] | None = None
+    summed: bool = False
 
     @property
     def n_rows(self) -> int:
-        """Number of rows: the product of the rows' shape."""
+        """Number of rows: the product of the rows' shape; where they go together, of pieces."""
         n = 1
         for length in self.logits.shape[:-1]:
             n *= length
-        return n
+        return -(-n // POINTS) if self.op is Op.SIGMOID else n
 
     @property
     def n_classes(self) -> int:
-        """Number of classes, C >= 1."""
-        return int(self.logits.shape[-1])
+        """Number of classes, C >= 1; where rows go together, that of a piece."""
+        return POINTS if self.op is Op.SIGMOID else int(self.logits.shape[-1])
 
 
 class Native(NamedTuple):

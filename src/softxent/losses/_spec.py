@@ -11,8 +11,8 @@ from softxent.backends._contract import Op
 #: What every loss takes.
 COMMON = ("sample_weight", "reduction", "divisor", "backend", "n_threads", "grad_out", "upstream")
 #: All options, in the order of the docs' matrix.
-OPTIONS = ("axis", "class_weight", "ignore_index", "label_smoothing", "temperature", "softcap",
-           "z_loss", *COMMON)
+OPTIONS = ("gamma", "pos_weight", "axis", "class_weight", "ignore_index", "label_smoothing",
+           "temperature", "softcap", "z_loss", *COMMON)
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,14 @@ class Spec:
     options
         Kind of target ("classes", "probabilities"): the options that the loss has with it. No
         targets, for most pieces: empty.
+    argument
+        The first argument's name.
     """
 
     name: str
     op: Op
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    argument: str = "logits"
 
     @functools.cached_property
     def targets(self) -> tuple[str, ...]:

@@ -33,12 +33,13 @@ cdef extern from "call.h" nogil:
         int64_t op, n_rows, n_classes, n_axes
         int64_t shape[SX_MAX_AXES]
         sx_matrix logits, out_map, soft
-        sx_rows targets, sample_weight, upstream
+        sx_rows targets, sample_weight, upstream, pos_weight
         const double* class_weight
         const void* class_weight_real
         double class_unit, class_weight_mean
         int64_t has_ignore, ignore_index
-        double scale, smoothing, temperature, softcap, z_loss
+        double scale, smoothing, temperature, softcap, z_loss, gamma, slack
+        int64_t n_points, summed
         int64_t all_slow, refused
         void* out_rows
         int64_t out_rows_is_double
@@ -46,7 +47,7 @@ cdef extern from "call.h" nogil:
 cnp.import_array()
 
 cdef enum:
-    ARRAYS = 6    # that have the rows' axes
+    ARRAYS = 7    # that have the rows' axes
 # Temperatures, caps and (relatively) class weights that float32 walks serve by pieces; others go
 # through the slow lane, in float64. No product of theirs with an e leaves float32.
 cdef double NARROW_LEAST = 2.0 ** -60
@@ -91,6 +92,8 @@ cdef class Bound:
         self.call.temperature = call.temperature
         self.call.softcap = call.softcap
         self.call.z_loss = call.z_loss
+        self.call.gamma = call.gamma
+        self.call.slack = call.slack
         self.wide = call.logits.dtype.itemsize == 8
         self.matrix(&self.call.logits, call.logits)
         self.matrix(&self.call.out_map, call.out_map)
@@ -99,6 +102,9 @@ cdef class Bound:
         self.rows(&self.call.targets, call.targets)
         self.rows(&self.call.sample_weight, call.sample_weight)
         self.rows(&self.call.upstream, call.upstream)
+        self.rows(&self.call.pos_weight, call.pos_weight)
+        self.call.n_points = call.logits.size
+        self.call.summed = call.summed
         self.merge_axes(call.logits.shape, call.logits.ndim - 1)
         if call.ignore_index is not None:
             self.call.has_ignore = 1
@@ -192,6 +198,7 @@ cdef class Bound:
         arrays[3] = &self.call.sample_weight
         arrays[4] = &self.call.upstream
         arrays[5] = &self.call.soft.rows
+        arrays[6] = &self.call.pos_weight
         for axis in range(n_axes):
             length = shape[axis]
             if length == 1:

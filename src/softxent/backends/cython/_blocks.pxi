@@ -167,6 +167,8 @@ cdef void map_given(const sx_call* call, Rows* rows, int64_t j, const real* x, c
         slope = NULL
     if call.op == LOG_SOFTMAX:
         map_log(rows, j, x, out, length, scale)
+    elif call.op == SQUARED_ERROR:
+        map_square(rows, j, x, t, out, length, scale)
     elif t != NULL or call.smoothing > 0.0:
         map_mixed(call, rows, j, x, t, slope, out, k0, length, scale, room)
     else:

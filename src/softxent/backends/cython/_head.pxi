@@ -35,31 +35,56 @@ cdef inline double half_way(double z, double high, double low, const scaling* sc
         return ((0.5 * z - 0.5 * high) - 0.5 * low) * (2.0 * scale.inverse)
 
 
-cdef void head_cross_entropy(Rows* rows, const scaling* scale) noexcept nogil:
-    cdef double e_y, others, total, high, low
+cdef inline double minus_log_p(Rows* rows, int64_t j, const scaling* scale, double* e_y,
+                               double* others) noexcept nogil:
+    # Of the target, with its e and the sum of the others.
+    cdef double high, low
+    e_y[0] = exp_at(rows.z_y[j] - rows.moved[j], rows.n[j], scale)
+    others[0] = (rows.rest[j] + rows.carry[j]) + rows.e_top[j]
+    low = reference_low(rows.n[j], &high, scale)
+    high = high + rows.moved[j]          # one of the two is 0
+    low = half_way(rows.z_y[j], high, low, scale)
+    return surprise(e_y[0], others[0], others[0] + e_y[0], low)
+
+
+cdef void focus_rows(Rows* rows, double gamma, const scaling* scale) noexcept nogil:
+    # Of (1 - p)^gamma (-log p), and of its derivative by log p:
+    # -(1 - p)^gamma (1 + gamma p (-log p) / (1 - p)). 1 - p = S'/S; where it is 0, -log p is as small.
+    cdef double e_y, others, total, value, rest, focus
     cdef int64_t j
     for j in range(GROUP):
-        e_y = exp_at(rows.z_y[j] - rows.moved[j], rows.n[j], scale)
-        others = (rows.rest[j] + rows.carry[j]) + rows.e_top[j]
+        value = minus_log_p(rows, j, scale, &e_y, &others)
         total = others + e_y
-        low = reference_low(rows.n[j], &high, scale)
-        high = high + rows.moved[j]          # one of the two is 0
-        low = half_way(rows.z_y[j], high, low, scale)
-        rows.value[j] = or_nan(surprise(e_y, others, total, low), total)
-        rows.a[j] = rows.w[j] / total
+        rest = others / total
+        focus = sx_power(rest, gamma)
+        value = value / rest if rest > 0.0 else 1.0
+        rows.focus[j] = focus
+        rows.pull[j] = times(focus, 1.0 + gamma * times(e_y / total, value))
+
+
+cdef void head_cross_entropy(Rows* rows, const scaling* scale) noexcept nogil:
+    cdef double e_y, others, total, value
+    cdef int64_t j
+    for j in range(GROUP):
+        value = rows.focus[j] * minus_log_p(rows, j, scale, &e_y, &others)
+        total = others + e_y
+        rows.value[j] = or_nan(value, total)
+        rows.a[j] = rows.w[j] * rows.pull[j] / total
         # p_y - 1 would cancel; 0 - 0 is +0.
-        rows.apart[j] = 0.0 - times(others / total, rows.w[j])
+        rows.apart[j] = 0.0 - times(others / total, rows.w[j] * rows.pull[j])
 
 
 cdef void head_mixed(const sx_call* call, Rows* rows, const scaling* scale) noexcept nogil:
     # Probabilities, smoothing, z-loss: with target masses of sum A, of it `hard` on the class y,
     #   loss = hard (-log p_y) + (A - hard)(-log p_top) + sum of masses (top - z) + lambda lse^2,
-    # all terms >= 0.
+    # all terms >= 0; the KL divergence has the sum of t log t added.
     cdef double e_y, e_top, rest, beside, others, total, high, low, lse, mass, gap, value, f, k, more
-    cdef double hard, w, n, z_y, moved, impossible, unit, soft_mass, soft_gap, flat_gap
+    cdef double hard, w, n, z_y, moved, impossible, unit, soft_mass, soft_gap, flat_gap, focus, pull
+    cdef double own
     cdef double inverse = inverse_of(scale), narrow = 1.0 / call.class_unit
     cdef double keep = 1.0 - call.smoothing, spread = call.smoothing / call.n_classes
     cdef double spread_mass = call.smoothing * call.class_weight_mean
+    cdef double slack = call.slack
     cdef double z_loss = call.z_loss * narrow, has_z_loss = 1.0 if call.z_loss > 0.0 else 0.0
     cdef double has_classes = 1.0 if call.soft.rows.data == NULL else 0.0
     # A single class: p = 1, and what is left of A p - A is nothing.
@@ -75,10 +100,13 @@ cdef void head_mixed(const sx_call* call, Rows* rows, const scaling* scale) noex
         w = rows.w[j]
         e_top = rows.e_top[j]
         impossible = rows.impossible[j]
+        focus = rows.focus[j]
+        pull = rows.pull[j]
         unit = rows.gap_unit[j]
         rest = rows.rest[j] + rows.carry[j]
         soft_mass = summed(rows.soft.mass[j], rows.soft.mass_carry[j])
         soft_gap = summed(rows.soft.gap[j], rows.soft.gap_carry[j])
+        own = summed(rows.self[j], rows.self_carry[j])
         flat_gap = summed(rows.flat.gap[j], rows.flat.gap_carry[j])
         leads = rows.k_top[j] == rows.y[j]
 
@@ -97,19 +125,52 @@ cdef void head_mixed(const sx_call* call, Rows* rows, const scaling* scale) noex
         lse = lse if has_z_loss > 0.0 else 0.0
         mass = keep * soft_mass + spread_mass
         gap = (keep * soft_gap + spread * flat_gap) * inverse * unit
-        value = hard * surprise(e_y, others, total, low)
+        value = hard * (focus * surprise(e_y, others, total, low))
         value = value if hard > 0.0 else 0.0
         value = (value + times(sx_log1p_any(beside / e_top), mass)) + gap
         value = value + z_loss * lse * lse
+        # Only a divergence can come out below 0: of targets that sum to 1, by its roundings.
+        value = value + own
+        value = 0.0 if value < 0.0 and fabs(mass - 1.0) <= slack else value
         value = INFINITY if impossible > 0.0 else value
         rows.value[j] = or_nan(value, total)
 
-        hard = hard * several
+        hard = hard * pull * several
         more = mass * several + 2.0 * (z_loss * lse)
         rows.a[j] = times(hard + more, w) / total
         rows.b[j] = 0.0 - w * (keep * several)
         rows.c[j] = 0.0 - w * (spread * several)
         rows.apart[j] = ((0.0 - times(hard * (others / total), w)) + times(e_y / total, more * w))
+
+
+cdef void head_squared_error(const sx_call* call, Rows* rows, const scaling* scale) noexcept nogil:
+    # Half the sum of (p - t)^2, with c = sum of p (p - t) and the gradient p (p - t - c).
+    # Of a class y, with squares the sum of the others' p^2 and 1 - p_y = S'/S: c is
+    # squares - p_y (1 - p_y), and the target's entry -p_y ((1 - p_y)^2 + squares).
+    cdef double e_y, others, total, p, rest, squares, cross, soft, value, mean, w
+    cdef double has_classes = 1.0 if call.soft.rows.data == NULL else 0.0
+    cdef int64_t j
+    for j in range(GROUP):
+        w = rows.w[j]
+        squares = rows.square[j] + rows.square_carry[j]
+        cross = summed(rows.cross[j], rows.cross_carry[j])
+        soft = summed(rows.soft_square[j], rows.soft_square_carry[j])
+        e_y = exp_at(rows.z_y[j] - rows.moved[j], rows.n[j], scale)
+        e_y = e_y if has_classes > 0.0 else 0.0
+        others = (rows.rest[j] + rows.carry[j]) + rows.e_top[j]
+        total = others + e_y
+        p = e_y / total
+        rest = others / total
+        squares = squares / total / total
+        cross = cross / total
+        value = squares + rest * rest if has_classes > 0.0 else (squares + soft) - 2.0 * cross
+        mean = squares - (p * rest if has_classes > 0.0 else cross)
+        value = 0.0 if value < 0.0 else 0.5 * value
+        rows.value[j] = or_nan(value, total)
+        rows.a[j] = 0.0 - times(mean, w) / total
+        rows.q[j] = w / total / total
+        rows.d[j] = (0.0 - w) / total
+        rows.apart[j] = 0.0 - times(p * (rest * rest + squares), w)
 
 
 cdef void head_entropy(Rows* rows, const scaling* scale) noexcept nogil:
@@ -157,21 +218,8 @@ cdef void finish_apart(const sx_call* call, Rows* rows) noexcept nogil:
             rows.apart[j] = times(slope, rows.apart[j])
 
 
-cdef void head(const sx_call* call, Rows* rows, int64_t first,
-               const scaling* scale) noexcept nogil:
-    # From the sums to the rows' values, and to the map's numbers.
+cdef void store_values(const sx_call* call, Rows* rows, int64_t first) noexcept nogil:
     cdef int64_t j
-    if call.op == CROSS_ENTROPY:
-        if is_plain(call):
-            head_cross_entropy(rows, scale)
-        else:
-            head_mixed(call, rows, scale)
-        if call.out_map.rows.data != NULL and (call.smoothing > 0.0 or call.softcap != 0.0):
-            finish_apart(call, rows)
-    elif call.op == ENTROPY:
-        head_entropy(rows, scale)
-    else:
-        head_piece(rows, scale)
     # A weighted loss below the smallest normal number is nobody's subnormal probability.
     sx_float_subnormals(True)
     for j in range(rows.count):
@@ -190,6 +238,27 @@ cdef void head(const sx_call* call, Rows* rows, int64_t first,
         else:
             (<float*>call.out_rows)[first + j] = <float>(rows.weight[j] * rows.value[j])
     sx_float_subnormals(False)
+
+
+cdef void head(const sx_call* call, Rows* rows, int64_t first,
+               const scaling* scale) noexcept nogil:
+    # From the sums to the rows' values, and to the map's numbers.
+    if call.op == FOCAL:
+        focus_rows(rows, call.gamma, scale)
+    if call.op == SQUARED_ERROR:
+        head_squared_error(call, rows, scale)
+    elif call.op < LOGSUMEXP:
+        if is_plain(call):
+            head_cross_entropy(rows, scale)
+        else:
+            head_mixed(call, rows, scale)
+        if call.out_map.rows.data != NULL and (call.smoothing > 0.0 or call.softcap != 0.0):
+            finish_apart(call, rows)
+    elif call.op == ENTROPY:
+        head_entropy(rows, scale)
+    else:
+        head_piece(rows, scale)
+    store_values(call, rows, first)
 
 
 cdef int finish_reduce(const sx_call* call, Rows* rows, int64_t first, real* unused,

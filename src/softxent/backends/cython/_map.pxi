@@ -106,6 +106,80 @@ cdef void map_mixed(const sx_call* call, Rows* rows, int64_t j, const real* x, c
             out[i] *= slope[i]
 
 
+cdef inline bint is_wide_square(Rows* rows, int64_t j) noexcept nogil:
+    return not (is_narrow(rows.a[j]) and is_narrow(rows.q[j]) and is_narrow(rows.d[j]))
+
+
+cdef inline double square_of(Rows* rows, int64_t j, double e, double t) noexcept nogil:
+    # In map_square's order, for float64 has these bits on either way. 0 takes a factor that
+    # overflowed with it.
+    cdef double sum = rows.a[j]
+    sum = sx_fma_f64(e, rows.q[j], sum) if e != 0.0 else sum
+    sum = sx_fma_f64(t, rows.d[j], sum) if t != 0.0 else sum
+    return times(e, sum)
+
+
+cdef void map_square(Rows* rows, int64_t j, const real* x, const real* t, real* out, int64_t length,
+                     const scaling* scale) noexcept nogil:
+    # The squared error's gradient: e (a + q e + d t); t NULL: no d.
+    cdef real k, low, e, a = <real>rows.a[j], q = <real>rows.q[j], d = <real>rows.d[j]
+    cdef int64_t i
+    power_of(rows.n[j], &k, &low, scale)
+    if is_wide_square(rows, j):
+        if t == NULL:
+            for i in range(length):
+                out[i] = <real>square_of(rows, j, exp_of(x[i], k, low, scale), 0.0)
+        else:
+            for i in range(length):
+                out[i] = <real>square_of(rows, j, exp_of(x[i], k, low, scale), t[i])
+    elif t == NULL:
+        if x == out:
+            for i in range(length):
+                e = exp_of(out[i], k, low, scale)
+                out[i] = fma_of(e, fma_of(e, q, a), <real>0.0)
+        else:
+            for i in range(length):
+                e = exp_of(x[i], k, low, scale)
+                out[i] = fma_of(e, fma_of(e, q, a), <real>0.0)
+    elif x == out:
+        for i in range(length):
+            e = exp_of(out[i], k, low, scale)
+            out[i] = fma_of(e, fma_of(t[i], d, fma_of(e, q, a)), <real>0.0)
+    else:
+        for i in range(length):
+            e = exp_of(x[i], k, low, scale)
+            out[i] = fma_of(e, fma_of(t[i], d, fma_of(e, q, a)), <real>0.0)
+
+
+cdef void map_columns_square(const sx_call* call, Rows* rows, const real* t,
+                             real* e) noexcept nogil:
+    cdef real a[GROUP]
+    cdef real q[GROUP]
+    cdef real d[GROUP]
+    cdef real value
+    cdef int64_t i, j
+    for j in range(GROUP):
+        a[j] = <real>rows.a[j]
+        q[j] = <real>rows.q[j]
+        d[j] = <real>rows.d[j]
+        if j < rows.count and is_wide_square(rows, j):
+            for i in range(call.n_classes):
+                e[i * GROUP + j] = <real>square_of(rows, j, e[i * GROUP + j],
+                                                   t[i * GROUP + j] if t != NULL else <real>0.0)
+            a[j] = 1.0
+            q[j] = 0.0
+            d[j] = 0.0
+    for i in range(call.n_classes):
+        if t == NULL:
+            for j in range(GROUP):
+                value = fma_of(e[i * GROUP + j], q[j], a[j])
+                e[i * GROUP + j] = fma_of(e[i * GROUP + j], value, <real>0.0)
+        else:
+            for j in range(GROUP):
+                value = fma_of(t[i * GROUP + j], d[j], fma_of(e[i * GROUP + j], q[j], a[j]))
+                e[i * GROUP + j] = fma_of(e[i * GROUP + j], value, <real>0.0)
+
+
 cdef void map_columns_mixed(const sx_call* call, Rows* rows, const real* t, real* slope,
                             real* e) noexcept nogil:
     cdef real a[GROUP]
@@ -150,7 +224,8 @@ cdef void map_columns(const sx_call* call, Rows* rows, const real* x, const real
     cdef real value
     cdef double inverse = inverse_of(scale)
     cdef int64_t i, j, classes = call.n_classes
-    cdef bint mixed = call.op == CROSS_ENTROPY and not is_plain(call)
+    cdef bint square = call.op == SQUARED_ERROR
+    cdef bint mixed = not square and not is_plain(call)
     if call.op == LOG_SOFTMAX:
         for i in range(classes):
             for j in range(GROUP):
@@ -159,7 +234,7 @@ cdef void map_columns(const sx_call* call, Rows* rows, const real* x, const real
         return
     for j in range(GROUP):
         a[j] = <real>rows.a[j]
-        if j < rows.count and not is_narrow(rows.a[j]) and not mixed:
+        if j < rows.count and not is_narrow(rows.a[j]) and not mixed and not square:
             for i in range(classes):
                 e[i * GROUP + j] = widely(e[i * GROUP + j], rows.a[j],
                                           at_slope(slope, i * GROUP + j))
@@ -170,6 +245,9 @@ cdef void map_columns(const sx_call* call, Rows* rows, const real* x, const real
         targets[j] = <real>rows.y[j]      # -1 in a softmax: no such class
     if mixed:
         map_columns_mixed(call, rows, t, slope, e)
+    if square:
+        map_columns_square(call, rows, t, e)
+    if mixed or square:
         for j in range(GROUP):
             a[j] = 1.0
     if slope != NULL:
@@ -193,7 +271,8 @@ cdef int map_slow(const sx_call* call, Rows* rows, int64_t j, char* g, int64_t g
     # A whole row that is not FAST; the logits and g may be the same memory.
     cdef int64_t k
     cdef double value, slope, t = 0.0, power_k, power_low
-    cdef bint mixed = call.op == CROSS_ENTROPY and not is_plain(call)
+    cdef bint square = call.op == SQUARED_ERROR
+    cdef bint mixed = not square and not is_plain(call)
     power_of(rows.n[j], &power_k, &power_low, scale)
     sx_float_subnormals(call.all_slow != 0)
     for k in range(call.n_classes):
@@ -206,6 +285,10 @@ cdef int map_slow(const sx_call* call, Rows* rows, int64_t j, char* g, int64_t g
                                                          call.logits.rows.type), &slope)
             if call.op == LOG_SOFTMAX:
                 value = half_way(value, rows.high[j], 0.0, scale) - rows.low[j]
+            elif square:
+                if call.soft.rows.data != NULL:
+                    t = sx_load_real(rows.t[j] + k * call.soft.class_stride, call.soft.rows.type)
+                value = square_of(rows, j, exp_of(value - rows.moved[j], power_k, power_low, scale), t)
             else:
                 value = times(exp_of(value - rows.moved[j], power_k, power_low, scale), rows.a[j])
             if mixed:
@@ -223,9 +306,8 @@ cdef int map_slow(const sx_call* call, Rows* rows, int64_t j, char* g, int64_t g
 cdef void map_apart(const sx_call* call, Rows* rows, int64_t j, char* g, int64_t stride,
                            int64_t kind) noexcept nogil:
     # The entry that does not come from the map, stored last.
-    if call.op == CROSS_ENTROPY:
-        if rows.y[j] >= 0:
-            sx_store_real(g + rows.y[j] * stride, kind, rows.apart[j])
+    if rows.y[j] >= 0:
+        sx_store_real(g + rows.y[j] * stride, kind, rows.apart[j])
     elif call.op == LOG_SOFTMAX and rows.apart[j] < 0.9:
         # log p of a leader: (z - r) - log S would cancel. Ties of the largest are below 1/2 each,
         # and keep the bits that the map gave them.

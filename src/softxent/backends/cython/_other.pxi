@@ -44,6 +44,47 @@ cdef int walk_rank(const sx_call* call, Rows* rows, int64_t first, sx_control* c
     return 0
 
 
+cdef void zero_block(const sx_matrix* matrix, char* p, int64_t length, real* unused) noexcept nogil:
+    cdef int64_t k
+    if matrix.direct == SX_IN_PLACE:
+        for k in range(length):
+            (<real*>p)[k] = 0
+    else:
+        for k in range(length):
+            sx_store_real(p + k * matrix.class_stride, matrix.rows.type, 0.0)
+
+
+cdef int walk_nll(const sx_call* call, Rows* rows, int64_t first, sx_control* control,
+                  real* unused) noexcept nogil:
+    # Only the target's entry is read, and only there is the gradient not 0.
+    cdef int64_t j, b, k0, k, length
+    sx_float_subnormals(True)
+    for j in range(rows.count):
+        rows.value[j] = 0.0
+        if rows.lane[j] == FAST:
+            rows.value[j] = 0.0 - sx_load_real(rows.z[j] + rows.y[j] * call.logits.class_stride,
+                                               call.logits.rows.type)
+    store_values(call, rows, first)
+    sx_float_subnormals(True)
+    if call.out_map.rows.data == NULL:
+        return 0
+    for j in range(rows.count):
+        for b in range(blocks_of(call.n_classes)):
+            k0 = b * BLOCK
+            length = block_length(k0, call.n_classes)
+            zero_block(&call.out_map, rows.g[j] + k0 * call.out_map.class_stride, length, unused)
+            if rows.lane[j] == POISONED:
+                for k in range(k0, k0 + length):
+                    sx_store_real(rows.g[j] + k * call.out_map.class_stride,
+                                  call.out_map.rows.type, NAN)
+            if sx_tick(control, length):
+                return SX_STOPPED
+        if rows.lane[j] == FAST:
+            rows.apart[j] = 0.0 - rows.w[j]
+            map_apart(call, rows, j, rows.g[j], call.out_map.class_stride, call.out_map.rows.type)
+    return 0
+
+
 cdef void load_doubles(const sx_matrix* matrix, const char* p, int64_t length, double* to,
                               real* unused) noexcept nogil:
     cdef int64_t k

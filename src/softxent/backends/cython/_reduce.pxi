@@ -69,33 +69,53 @@ cdef inline int64_t first_place(const real* x, int64_t length, real value) noexc
 
 
 cdef inline void add_stripe(const real* x0, const real* x1, const real* x2, const real* x3,
-                            real k, real low, const scaling* scale, double* lanes) noexcept nogil:
+                            real k, real low, const scaling* scale, double* lanes,
+                            double* squares) noexcept nogil:
+    # squares: of the sums of e^2; NULL: not wanted.
     cdef int64_t j
+    cdef real a, b, c, d
     for j in range(LANES):
-        lanes[j] += <double>(((exp_of(x0[j], k, low, scale) + exp_of(x1[j], k, low, scale))
-                              + exp_of(x2[j], k, low, scale)) + exp_of(x3[j], k, low, scale))
+        a = exp_of(x0[j], k, low, scale)
+        b = exp_of(x1[j], k, low, scale)
+        c = exp_of(x2[j], k, low, scale)
+        d = exp_of(x3[j], k, low, scale)
+        lanes[j] += <double>(((a + b) + c) + d)
+        if squares != NULL:
+            squares[j] += <double>fma_of(d, d, fma_of(c, c, fma_of(b, b, a * a)))
 
 
 cdef inline void add_short_stripe(const real** x, int64_t parts, real k, real low,
-                                  const scaling* scale, double* lanes) noexcept nogil:
+                                  const scaling* scale, double* lanes,
+                                  double* squares) noexcept nogil:
     # The same sums where fewer than four terms of a lane are left.
     cdef real terms[LANES]
+    cdef real of_squares[LANES]
+    cdef real e
     cdef int64_t i, j
     cdef const real* part = x[0]
     for j in range(LANES):
-        terms[j] = exp_of(part[j], k, low, scale)
+        e = exp_of(part[j], k, low, scale)
+        terms[j] = e
+        if squares != NULL:
+            of_squares[j] = e * e
     for i in range(1, parts):
         part = x[i]
         for j in range(LANES):
-            terms[j] = terms[j] + exp_of(part[j], k, low, scale)
+            e = exp_of(part[j], k, low, scale)
+            terms[j] = terms[j] + e
+            if squares != NULL:
+                of_squares[j] = fma_of(e, e, of_squares[j])
     for j in range(LANES):
         lanes[j] += <double>terms[j]
+        if squares != NULL:
+            squares[j] += <double>of_squares[j]
 
 
-cdef double block_rest(const real* x, int64_t length, int64_t skip_1, int64_t skip_2,
-                              real k, real low, const scaling* scale) noexcept nogil:
-    # Sum of e over a block but two places (-1: none). A part of 64 that holds such a place, or
-    # ends early, is read through a copy with -inf there: its e is +0, and adding +0 is exact.
+cdef inline double block_sums(const real* x, int64_t length, int64_t skip_1, int64_t skip_2, real k,
+                              real low, const scaling* scale, double* squares) noexcept nogil:
+    # Sum of e over a block but two places (-1: none), and of e^2 into 64 lanes. A part of 64 that
+    # holds such a place, or ends early, is read through a copy with -inf there: its e is +0, and
+    # adding +0 is exact.
     cdef double lanes[LANES]
     cdef real patched[4 * LANES]
     cdef const real* parts[4]
@@ -124,11 +144,29 @@ cdef double block_rest(const real* x, int64_t length, int64_t skip_1, int64_t sk
                     patched[part * LANES + skip_2 - start] = -INFINITY
                 parts[part] = &patched[part * LANES]
         if n_parts == 4:
-            add_stripe(parts[0], parts[1], parts[2], parts[3], k, low, scale, lanes)
+            add_stripe(parts[0], parts[1], parts[2], parts[3], k, low, scale, lanes, squares)
         else:
-            add_short_stripe(parts, n_parts, k, low, scale, lanes)
+            add_short_stripe(parts, n_parts, k, low, scale, lanes, squares)
         i += STRIPE
     return fold_sum(lanes)
+
+
+cdef double block_rest(const real* x, int64_t length, int64_t skip_1, int64_t skip_2,
+                       real k, real low, const scaling* scale) noexcept nogil:
+    return block_sums(x, length, skip_1, skip_2, k, low, scale, <double*>NULL)
+
+
+cdef double block_rest_and_squares(const real* x, int64_t length, int64_t skip_1, int64_t skip_2,
+                                   real k, real low, const scaling* scale,
+                                   double* square) noexcept nogil:
+    cdef double lanes[LANES]
+    cdef double rest
+    cdef int64_t j
+    for j in range(LANES):
+        lanes[j] = 0.0
+    rest = block_sums(x, length, skip_1, skip_2, k, low, scale, lanes)
+    square[0] = fold_sum(lanes)
+    return rest
 
 
 cdef inline void merge_block(Rows* rows, int64_t j, double n, double top, int64_t k_top,
@@ -216,6 +254,55 @@ cdef double block_mix(const real* x, int64_t length, real top, real k, real low,
     return fold_sum(lanes)
 
 
+cdef double block_self(const real* t, int64_t length) noexcept nogil:
+    # Sum of t log t.
+    cdef double lanes[LANES]
+    cdef int64_t i, j
+    for j in range(LANES):
+        lanes[j] = 0.0
+    i = 0
+    while i + LANES <= length:
+        for j in range(LANES):
+            lanes[j] += sx_self_information(<double>t[i + j])
+        i += LANES
+    for j in range(length - i):
+        lanes[j] += sx_self_information(<double>t[i + j])
+    return fold_sum(lanes)
+
+
+cdef double block_squares(const real* t, int64_t length) noexcept nogil:
+    # Sum of t^2.
+    cdef double lanes[LANES]
+    cdef int64_t i, j
+    for j in range(LANES):
+        lanes[j] = 0.0
+    i = 0
+    while i + LANES <= length:
+        for j in range(LANES):
+            lanes[j] += <double>t[i + j] * <double>t[i + j]
+        i += LANES
+    for j in range(length - i):
+        lanes[j] += <double>t[i + j] * <double>t[i + j]
+    return fold_sum(lanes)
+
+
+cdef double block_cross(const real* x, const real* t, int64_t length, real k, real low,
+                        const scaling* scale) noexcept nogil:
+    # Sum of e t.
+    cdef double lanes[LANES]
+    cdef int64_t i, j
+    for j in range(LANES):
+        lanes[j] = 0.0
+    i = 0
+    while i + LANES <= length:
+        for j in range(LANES):
+            lanes[j] += <double>exp_of(x[i + j], k, low, scale) * <double>t[i + j]
+        i += LANES
+    for j in range(length - i):
+        lanes[j] += <double>exp_of(x[i + j], k, low, scale) * <double>t[i + j]
+    return fold_sum(lanes)
+
+
 cdef inline bint is_positive(real t) noexcept nogil:
     if real is float:
         return sx_is_positive_f32(t)
@@ -295,6 +382,25 @@ cdef void merge_mix(Rows* rows, int64_t j, double n, double top, double total,
     sx_two_sum(&rows.mix[j], &rows.mix_carry[j], mix)
 
 
+cdef void merge_squares(Rows* rows, int64_t j, double n, double top, double square,
+                        double cross) noexcept nogil:
+    # Before merge_block; square, cross: the block's sums of e^2 and e t, over 2^2n and 2^n.
+    cdef double shift
+    if top > rows.top[j]:
+        if rows.top[j] > -INFINITY:
+            shift = sx_pow2(rows.n[j] - n)
+            rows.square[j] *= shift * shift
+            rows.square_carry[j] *= shift * shift
+            rows.cross[j] *= shift
+            rows.cross_carry[j] *= shift
+    elif top > -INFINITY:
+        shift = sx_pow2(n - rows.n[j])
+        square *= shift * shift
+        cross *= shift
+    sx_two_sum(&rows.square[j], &rows.square_carry[j], square)
+    sx_two_sum(&rows.cross[j], &rows.cross_carry[j], cross)
+
+
 cdef inline const real* weighted(const sx_call* call, const real* t, int64_t k0, int64_t length,
                                  real* room) noexcept nogil:
     # u = v t.
@@ -329,6 +435,12 @@ cdef void reduce_soft(const sx_call* call, Rows* rows, int64_t j, const real* x,
             rows.lane[j] = POISONED if refused else SLOW
             sx_float_subnormals(False)
             return
+        if call.op == SQUARED_ERROR:
+            sx_two_sum(&rows.soft_square[j], &rows.soft_square_carry[j], block_squares(t, length))
+            sx_float_subnormals(False)
+            return
+        if call.op == KL:
+            sx_two_sum(&rows.self[j], &rows.self_carry[j], block_self(t, length))
         u = weighted(call, t, k0, length, <real*>(room + ROOM_MASS))
         merge_moments(&rows.soft, j, block_sum(u, length), block_gap(x, u, length, top), before,
                       top)
@@ -347,6 +459,7 @@ cdef inline void reduce_block(const sx_call* call, Rows* rows, int64_t j, const 
                               char* room) noexcept nogil:
     # t: the block's probabilities, or NULL.
     cdef double limit = limit_of(<real*>NULL, scale), top, n, rest, e_top = 0.0
+    cdef double square = 0.0, cross = 0.0
     cdef double far = limit + SX_OUT_OF_REACH / inverse_of(scale)
     cdef int64_t place = -1, y = rows.y[j], y_place = -1
     cdef real real_top, k, low
@@ -360,7 +473,7 @@ cdef inline void reduce_block(const sx_call* call, Rows* rows, int64_t j, const 
     if top > limit:
         rows.lane[j] = SLOW
         return
-    if call.op == CROSS_ENTROPY and (t != NULL or call.smoothing > 0.0):
+    if t != NULL or call.smoothing > 0.0:
         reduce_soft(call, rows, j, x, t, k0, length, real_top, rows.top[j], room)
         if rows.lane[j] != FAST:
             return
@@ -373,7 +486,13 @@ cdef inline void reduce_block(const sx_call* call, Rows* rows, int64_t j, const 
         place = first_place(x, length, real_top)
         if k0 + place != y:
             e_top = exp_of(real_top, k, low, scale)
-    rest = block_rest(x, length, place, y_place, k, low, scale)
+    if call.op == SQUARED_ERROR:
+        rest = block_rest_and_squares(x, length, place, y_place, k, low, scale, &square)
+        if t != NULL:
+            cross = block_cross(x, t, length, k, low, scale)
+        merge_squares(rows, j, n, top, square + e_top * e_top, cross)
+    else:
+        rest = block_rest(x, length, place, y_place, k, low, scale)
     if call.op == ENTROPY:
         power_of(n - MIX_POWER, &k, &low, scale)
         merge_mix(rows, j, n, top, rest + e_top, block_mix(x, length, real_top, k, low, scale))
@@ -500,6 +619,14 @@ cdef void reduce_soft_columns(const sx_call* call, Rows* rows, const real* x, co
     sx_float_subnormals(True)    # see reduce_soft
     if t != NULL:
         check_columns(call, rows, t)
+        if call.op == SQUARED_ERROR:
+            sx_float_subnormals(False)
+            return
+        if call.op == KL:
+            for i in range(call.n_classes):
+                for j in range(GROUP):
+                    sx_two_sum(&rows.self[j], &rows.self_carry[j],
+                               sx_self_information(<double>t[i * GROUP + j]))
         if v != NULL:
             for i in range(call.n_classes):
                 for j in range(GROUP):
@@ -512,6 +639,27 @@ cdef void reduce_soft_columns(const sx_call* call, Rows* rows, const real* x, co
         reduce_moments(rows, &rows.flat, call.n_classes, x, <const real*>NULL, v, False)
         find_impossible(rows, call.n_classes, x, <const real*>NULL, v)
     sx_float_subnormals(False)
+
+
+cdef void reduce_square_columns(const sx_call* call, Rows* rows, const real* t,
+                                const real* e) noexcept nogil:
+    # Sums of e^2 but for a class target's; with t also of e t and t^2.
+    cdef real targets[GROUP]
+    cdef real value
+    cdef int64_t i, j
+    for j in range(GROUP):
+        targets[j] = <real>rows.y[j]
+    for i in range(call.n_classes):
+        for j in range(GROUP):
+            value = <real>0.0 if targets[j] == <real>i else e[i * GROUP + j]
+            add(<real*>NULL, &rows.square[j], &rows.square_carry[j],
+                <double>value * <double>value)
+        if t != NULL:
+            for j in range(GROUP):
+                add(<real*>NULL, &rows.cross[j], &rows.cross_carry[j],
+                    <double>e[i * GROUP + j] * <double>t[i * GROUP + j])
+                add(<real*>NULL, &rows.soft_square[j], &rows.soft_square_carry[j],
+                    <double>t[i * GROUP + j] * <double>t[i * GROUP + j])
 
 
 cdef void reduce_mix_columns(Rows* rows, int64_t classes, const real* x,
@@ -552,7 +700,7 @@ cdef int reduce_slow(const sx_call* call, Rows* rows, int64_t j, const scaling* 
     cdef int64_t k, k_top = 0, y = rows.y[j], stride = call.logits.class_stride
     cdef int64_t kind = call.logits.rows.type
     cdef const char* z = rows.z[j]
-    cdef double value, slope, u, v, e, narrow = 1.0 / call.class_unit, top = -INFINITY
+    cdef double value, slope, u, v, e = 0.0, narrow = 1.0 / call.class_unit, top = -INFINITY
     cdef double least = INFINITY, unit = 1.0, power_k, power_low, mix_k, mix_low
     cdef bint has_nan = False
     for k in range(call.n_classes):
@@ -581,8 +729,11 @@ cdef int reduce_slow(const sx_call* call, Rows* rows, int64_t j, const scaling* 
     rows.e_top[j] = 0.0
     if k_top != y:
         rows.e_top[j] = exp_of(top - rows.moved[j], power_k, power_low, scale)
-    rows.mix[j] = 0.0
-    rows.mix_carry[j] = 0.0
+    rows.mix[j] = rows.mix_carry[j] = 0.0
+    rows.self[j] = rows.self_carry[j] = 0.0
+    rows.square[j] = rows.square_carry[j] = 0.0
+    rows.cross[j] = rows.cross_carry[j] = 0.0
+    rows.soft_square[j] = rows.soft_square_carry[j] = 0.0
     rows.impossible[j] = 0.0
     rows.soft.mass[j] = rows.soft.mass_carry[j] = rows.soft.gap[j] = rows.soft.gap_carry[j] = 0.0
     rows.flat.mass[j] = rows.flat.mass_carry[j] = rows.flat.gap[j] = rows.flat.gap_carry[j] = 0.0
@@ -600,8 +751,12 @@ cdef int reduce_slow(const sx_call* call, Rows* rows, int64_t j, const scaling* 
             if call.op == ENTROPY:
                 e = exp_of(value - rows.moved[j], mix_k, mix_low, scale)
                 sx_two_sum(&rows.mix[j], &rows.mix_carry[j], slow_gap(e, top, value, 1.0))
+        if call.op == SQUARED_ERROR:
+            e = exp_of(value - rows.moved[j], power_k, power_low, scale)
+            if k != y:
+                sx_two_sum(&rows.square[j], &rows.square_carry[j], e * e)
         v = call.class_weight[k] * narrow if call.class_weight != NULL else 1.0
-        if call.op == CROSS_ENTROPY and call.soft.rows.data != NULL:
+        if call.soft.rows.data != NULL:
             # Subnormal ones count; walks flush them.
             sx_float_subnormals(True)
             u = sx_load_real(rows.t[j] + k * call.soft.class_stride, call.soft.rows.type)
@@ -609,11 +764,17 @@ cdef int reduce_slow(const sx_call* call, Rows* rows, int64_t j, const scaling* 
                 sx_refuse(call)
             if value == -INFINITY and u > 0.0 and v > 0.0 and call.smoothing < 1.0:
                 rows.impossible[j] = 1.0
+            if call.op == KL:
+                sx_two_sum(&rows.self[j], &rows.self_carry[j], sx_self_information(u))
+            if call.op == SQUARED_ERROR:
+                sx_two_sum(&rows.cross[j], &rows.cross_carry[j], e * u)
+                sx_two_sum(&rows.soft_square[j], &rows.soft_square_carry[j], u * u)
+                rows.impossible[j] = 0.0
             u *= v
             sx_two_sum(&rows.soft.mass[j], &rows.soft.mass_carry[j], u)
             sx_two_sum(&rows.soft.gap[j], &rows.soft.gap_carry[j], slow_gap(u, top, value, unit))
             sx_float_subnormals(call.all_slow != 0)
-        if call.op == CROSS_ENTROPY and call.smoothing > 0.0:
+        if call.smoothing > 0.0:
             if value == -INFINITY and v > 0.0:
                 rows.impossible[j] = 1.0
             sx_two_sum(&rows.flat.gap[j], &rows.flat.gap_carry[j], slow_gap(v, top, value, unit))

@@ -33,6 +33,7 @@
 
 from libc.stdint cimport int64_t, uint16_t, uint64_t
 from libc.math cimport INFINITY, NAN, rint, fabs
+from libc.string cimport memcpy
 
 cdef extern from "_control.h" nogil:
     ctypedef struct sx_control:
@@ -60,12 +61,14 @@ cdef extern from "call.h" nogil:
     ctypedef struct sx_call:
         int64_t op, n_rows, n_classes
         sx_matrix logits, out_map, soft
-        sx_rows targets, sample_weight, upstream
+        int64_t n_axes
+        sx_rows targets, sample_weight, upstream, pos_weight
         const double* class_weight
         const void* class_weight_real
         double class_unit, class_weight_mean
         int64_t has_ignore, ignore_index
-        double scale, smoothing, temperature, softcap, z_loss
+        double scale, smoothing, temperature, softcap, z_loss, gamma, slack
+        int64_t n_points, summed
         int64_t all_slow
         void* out_rows
         int64_t out_rows_is_double
@@ -76,8 +79,18 @@ cdef extern from "call.h" nogil:
         char* targets
         char* sample_weight
         char* upstream
+        char* pos_weight
     void sx_cursor_start(sx_cursor* cursor, const sx_call* call, int64_t row)
     void sx_cursor_next(sx_cursor* cursor, const sx_call* call)
+    void sx_cursor_skip(sx_cursor* cursor, const sx_call* call, int64_t rows)
+    int64_t sx_cursor_run(const sx_cursor* cursor, const sx_call* call)
+    bint sx_is_no_share(double t)
+    enum:
+        SX_TYPE_UNSIGNED
+        SX_TYPE_SIZE
+        SX_TYPE_SWAPPED
+        SX_TYPE_F16
+        SX_TYPE_BF16
     int64_t sx_load_integer(const char* p, int64_t type)
     double sx_load_real(const char* p, int64_t type)
     void sx_store_real(char* p, int64_t type, double value)
@@ -123,6 +136,8 @@ cdef extern from "elementary.h" nogil:
     double sx_reference_low(double n, double* high)
     double sx_scaled_reference_low(double n, double* high, const sx_scale* scale)
     double sx_log1p_any(double x)
+    double sx_power(double x, double exponent)
+    double sx_self_information(double t)
     ctypedef unsigned long sx_float_state
     sx_float_state sx_float_enter()
     void sx_float_subnormals(bint kept)
@@ -139,15 +154,20 @@ ctypedef fused scaling:
     sx_unit
     sx_scale
 
-# The numbers of backends/_contract.py's Op.
+# backends/_contract.py's Op: the losses, then the pieces.
 cdef enum:
     CROSS_ENTROPY = 0
-    LOGSUMEXP = 1
-    SOFTMAX = 2
-    LOG_SOFTMAX = 3
-    ENTROPY = 4
-    RANK = 5
-    SOFTMAX_VJP = 6
+    FOCAL
+    KL
+    SQUARED_ERROR
+    NLL
+    SIGMOID
+    LOGSUMEXP
+    SOFTMAX
+    LOG_SOFTMAX
+    ENTROPY
+    RANK
+    SOFTMAX_VJP
 
 cdef enum:
     FAST = 0      # by pieces
@@ -227,7 +247,20 @@ cdef struct Rows:
     double gap_unit[GROUP]   # of the moments' gaps: 2^64 where they would overflow, else 1
     double mix[GROUP]        # sum of 2^64 e (top - z), for the entropy
     double mix_carry[GROUP]
+    double self[GROUP]       # sum of t log t, for the KL divergence
+    double self_carry[GROUP]
+    # For the squared error, of all classes but a class target: sums of e^2, e t and t^2.
+    double square[GROUP]
+    double square_carry[GROUP]
+    double cross[GROUP]
+    double cross_carry[GROUP]
+    double soft_square[GROUP]
+    double soft_square_carry[GROUP]
     double impossible[GROUP] # 1: a class with some target mass has logit -inf
+    # What the target's -log p is multiplied with, in the row's value and in the gradient; 1 but for
+    # focal loss.
+    double focus[GROUP]
+    double pull[GROUP]
     # From the head:
     double value[GROUP]      # the row's value, still without its weight
     double a[GROUP]          # the map's factor
@@ -236,6 +269,8 @@ cdef struct Rows:
     double low[GROUP]
     double b[GROUP]          # what the map adds: b u + c v
     double c[GROUP]
+    double q[GROUP]          # the squared error's map: e (a + q e + d t)
+    double d[GROUP]
 
 
 cdef inline real exp_of(real z, real k, real low, const scaling* scale) noexcept nogil:
@@ -330,6 +365,7 @@ cdef void start_sums(Rows* rows) noexcept nogil:
         rows.flat.mass[j] = rows.flat.mass_carry[j] = 0.0
         rows.flat.gap[j] = rows.flat.gap_carry[j] = 0.0
         rows.mix[j] = rows.mix_carry[j] = 0.0
+        rows.self[j] = rows.self_carry[j] = 0.0
         rows.gap_unit[j] = 1.0
         rows.hard[j] = 0.0
         rows.impossible[j] = 0.0
@@ -364,6 +400,11 @@ cdef void load_rows(const sx_call* call, sx_cursor* cursor, Rows* rows, int64_t 
         rows.moved[j] = 0.0
     if not plain or call.op == ENTROPY:
         start_sums(rows)
+    if call.op == SQUARED_ERROR:
+        for j in range(GROUP):
+            rows.square[j] = rows.square_carry[j] = 0.0
+            rows.cross[j] = rows.cross_carry[j] = 0.0
+            rows.soft_square[j] = rows.soft_square_carry[j] = 0.0
     for j in range(count):
         rows.z[j] = cursor.logits
         rows.g[j] = cursor.out_map
@@ -440,8 +481,10 @@ cdef int walk_small(const sx_call* call, Rows* rows, int64_t first, const scalin
             if j >= rows.count or rows.lane[j] == SKIPPED:
                 for i in range(classes):
                     t[i * GROUP + j] = 0
-    if call.op == CROSS_ENTROPY and (t != NULL or call.smoothing > 0.0):
+    if t != NULL or call.smoothing > 0.0:
         reduce_soft_columns(call, rows, x, t, u)
+    if call.op == SQUARED_ERROR:
+        reduce_square_columns(call, rows, t, e)
     elif call.op == ENTROPY:
         reduce_mix_columns(rows, classes, x, scale)
     if finish_reduce(call, rows, first, unused, scale, control):
@@ -564,6 +607,7 @@ cdef int walk_tiles(const sx_call* call, Rows* rows, int64_t first, const scalin
 
 
 include "_other.pxi"
+include "_points.pxi"
 
 cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* control,
                   const scaling* scale, real* unused) noexcept nogil:
@@ -579,6 +623,9 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
     if call.softcap != 0.0:
         sx_scale_by(&half, 0.5 * call.softcap)
     rows.half = &half
+    for i in range(GROUP):
+        rows.focus[i] = 1.0
+        rows.pull[i] = 1.0
     if classes <= SMALL:
         together = GROUP
     elif in_order:
@@ -593,6 +640,8 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
         sx_float_subnormals(False)
         if call.op == RANK:
             stopped = walk_rank(call, &rows, i, control, room, unused)
+        elif call.op == NLL:
+            stopped = walk_nll(call, &rows, i, control, unused)
         elif classes <= SMALL:
             stopped = walk_small(call, &rows, i, scale, &half, control, room, unused)
             stopped = stopped or sx_tick(control, rows.count * classes)
@@ -612,6 +661,8 @@ cdef int64_t walk_any(const sx_call* call, int64_t lo, int64_t hi, sx_control* c
     cdef int64_t status
     if call.op == SOFTMAX_VJP:
         status = walk_vjp(call, lo, hi, control, unused)
+    elif call.op == SIGMOID:
+        status = walk_points(call, lo, hi, control, unused)
     elif call.temperature == 1.0:
         status = walk(call, lo, hi, control, &unit, unused)
     else:

@@ -51,14 +51,16 @@ typedef struct {
     int64_t n_axes;
     int64_t shape[SX_MAX_AXES];
     sx_matrix logits, out_map, soft;
-    sx_rows targets, sample_weight, upstream;
+    sx_rows targets, sample_weight, upstream, pos_weight;
     /* Class weights; the walk's own type, over a power of two that brings the largest into [1, 2):
        float, or the same doubles. `class_unit` is that power; the mean is over it. */
     const double *class_weight;
     const void *class_weight_real;
     double class_unit, class_weight_mean;
     int64_t has_ignore, ignore_index;
-    double scale, smoothing, temperature, softcap, z_loss;
+    double scale, smoothing, temperature, softcap, z_loss, gamma, slack;
+    /* Rows that go together (Op SIGMOID): how many there are, and whether out_rows has their sums. */
+    int64_t n_points, summed;
     /* Every row by the slow lane: an option beyond the range of the logits' precision. */
     int64_t all_slow;
     /* Set by a walk that met a probability it refuses. */
@@ -70,7 +72,7 @@ typedef struct {
 /* Where a run over consecutive rows stands. */
 typedef struct {
     int64_t index[SX_MAX_AXES];
-    char *logits, *out_map, *soft, *targets, *sample_weight, *upstream;
+    char *logits, *out_map, *soft, *targets, *sample_weight, *upstream, *pos_weight;
 } sx_cursor;
 
 static inline void sx_cursor_move(sx_cursor *c, const sx_call *call, int64_t axis, int64_t steps)
@@ -81,6 +83,7 @@ static inline void sx_cursor_move(sx_cursor *c, const sx_call *call, int64_t axi
     c->targets += steps * call->targets.strides[axis];
     c->sample_weight += steps * call->sample_weight.strides[axis];
     c->upstream += steps * call->upstream.strides[axis];
+    c->pos_weight += steps * call->pos_weight.strides[axis];
 }
 
 static inline void sx_cursor_start(sx_cursor *c, const sx_call *call, int64_t row)
@@ -92,6 +95,7 @@ static inline void sx_cursor_start(sx_cursor *c, const sx_call *call, int64_t ro
     c->targets = call->targets.data;
     c->sample_weight = call->sample_weight.data;
     c->upstream = call->upstream.data;
+    c->pos_weight = call->pos_weight.data;
     for (axis = call->n_axes - 1; axis >= 0; axis--) {
         c->index[axis] = row % call->shape[axis];
         row /= call->shape[axis];
@@ -99,16 +103,30 @@ static inline void sx_cursor_start(sx_cursor *c, const sx_call *call, int64_t ro
     }
 }
 
-static inline void sx_cursor_next(sx_cursor *c, const sx_call *call)
+/* By rows that the last axis still has. */
+static inline void sx_cursor_skip(sx_cursor *c, const sx_call *call, int64_t rows)
 {
     int64_t axis;
     for (axis = call->n_axes - 1; axis >= 0; axis--) {
-        sx_cursor_move(c, call, axis, 1);
-        if (++c->index[axis] < call->shape[axis] || axis == 0)
+        sx_cursor_move(c, call, axis, rows);
+        c->index[axis] += rows;
+        if (c->index[axis] < call->shape[axis] || axis == 0)
             return;
         sx_cursor_move(c, call, axis, -c->index[axis]);
         c->index[axis] = 0;
+        rows = 1;
     }
+}
+
+static inline void sx_cursor_next(sx_cursor *c, const sx_call *call)
+{
+    sx_cursor_skip(c, call, 1);
+}
+
+/* How many rows follow at the last axis's strides. */
+static inline int64_t sx_cursor_run(const sx_cursor *c, const sx_call *call)
+{
+    return call->shape[call->n_axes - 1] - c->index[call->n_axes - 1];
 }
 
 /* ---- loads and stores of one element, whatever its alignment and byte order ------------------ */
@@ -252,6 +270,9 @@ static inline float sx_probability_f32(double t)
         return 0x1p127f;
     return (float)t;
 }
+
+/* Whether a target is outside [0, 1]. */
+static inline int sx_is_no_share(double t) { return !(t >= 0.0 && t <= 1.0); }
 
 /* Several threads may say so at once. */
 static inline void sx_refuse(const sx_call *call)

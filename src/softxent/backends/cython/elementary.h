@@ -563,6 +563,45 @@ SX_INLINE double sx_log1p_any(double x)
     return sx_log_reduced(f, k);
 }
 
+/* x^exponent of 0 <= x <= 1 and exponent >= 0, within 1.5 ulp and exponent / 32 of them where it is
+   normal, else +0 (tests/test_exp.py). log x in two parts, for its error comes out multiplied by the
+   exponent: k ln2 + 2s + s w R(w), with what s = f / (2 + f) leaves of the division. */
+SX_INLINE double sx_power(double x, double exponent)
+{
+    double k, f = sx_split_log(x, &k), t = 2.0 + f, s = f / t, w = s * s, high, low, q, p, e;
+    sx_power_f64 power = sx_power_of_f64(0.0);
+    p = s * t;
+    low = (((f - p) - sx_product_rest(s, t, p)) - s * (f - (t - 2.0))) / t;
+    q = sx_fma_f64(SX_R6, w, SX_R5);
+    q = sx_fma_f64(q, w, SX_R4);
+    q = sx_fma_f64(q, w, SX_R3);
+    q = sx_fma_f64(q, w, SX_R2);
+    q = sx_fma_f64(q, w, SX_R1);
+    q = sx_fma_f64(q, w, SX_R0);
+    low = (2.0 * low + s * w * q) + k * SX_LN2_32_REST;
+    p = k * SX_LN2_32;    /* exact, and larger than 2s where it is not 0 */
+    high = p + 2.0 * s;
+    low += k == 0.0 ? 0.0 : (p - high) + 2.0 * s;
+    p = high + low;
+    low -= p - high;
+    high = p;
+    p = exponent * high;
+    p = p > -1000.0 ? p : -1000.0;
+    low = p > -1000.0 ? sx_product_rest(exponent, high, p) + exponent * low : 0.0;
+    e = sx_exp_f64(p, power.k, power.low);
+    e = e + e * low;
+    return x > 0.0 ? e : exponent > 0.0 ? 0.0 : 1.0;
+}
+
+/* t log t of t >= 0; 0 log 0 = 0. With subnormals on: their logarithm is that of 2^54 t. */
+SX_INLINE double sx_self_information(double t)
+{
+    int tiny = t < 0x1p-1022;
+    double k, f = sx_split_log(tiny ? t * 0x1p54 : t, &k);
+    t = t > 0.0 ? t : 0.0;
+    return t * sx_log_reduced(f, tiny ? k - 54.0 : k);
+}
+
 /* total + carry += x for many x of one sign, four additions each (Kahan): error 2 eps. */
 SX_INLINE void sx_kahan(double *total, double *carry, double x)
 {

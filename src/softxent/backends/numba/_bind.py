@@ -56,6 +56,8 @@ class Bound:
         c.temperature = call.temperature
         c.softcap = call.softcap
         c.z_loss = call.z_loss
+        c.gamma = call.gamma
+        c.slack = call.slack
         self._matrix(c.logits, call.logits)
         self._matrix(c.out_map, call.out_map)
         self._matrix(c.soft, call.soft_targets)
@@ -63,6 +65,9 @@ class Bound:
         self._rows(c.targets, call.targets)
         self._rows(c.sample_weight, call.sample_weight)
         self._rows(c.upstream, call.upstream)
+        self._rows(c.pos_weight, call.pos_weight)
+        c.n_points = call.logits.size
+        c.summed = call.summed
         if call.ignore_index is not None:
             c.has_ignore = 1
             # As the loads see it: uint64 wraps, and so does what it is compared with.

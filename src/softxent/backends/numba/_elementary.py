@@ -398,6 +398,8 @@ def times(p, factor):
     return 0.0 if p == 0.0 and factor == factor else p * factor
 
 
+_LEAST_NORMAL = 2.0**-1022
+
 # ---- log -----------------------------------------------------------------------------------------
 
 
@@ -448,6 +450,44 @@ def log1p(x):
 def log1p_any(x):
     f, k = split_log1p_or_log(x <= 1.0, x if x <= 1.0 else 1.0, 1.0 + x)
     return log_reduced(f, k)
+
+
+@inlined
+def power(x, exponent):
+    f, k = split_log(x)
+    t = 2.0 + f
+    s = f / t
+    w = s * s
+    p = s * t
+    low = (((f - p) - product_rest(s, t, p)) - s * (f - (t - 2.0))) / t
+    q = fma(R6, w, R5)
+    q = fma(q, w, R4)
+    q = fma(q, w, R3)
+    q = fma(q, w, R2)
+    q = fma(q, w, R1)
+    q = fma(q, w, R0)
+    low = (2.0 * low + s * w * q) + k * LN2_32_REST
+    p = k * LN2_32
+    high = p + 2.0 * s
+    low += 0.0 if k == 0.0 else (p - high) + 2.0 * s
+    p = high + low
+    low -= p - high
+    high = p
+    p = exponent * high
+    p = p if p > -1000.0 else -1000.0
+    low = product_rest(exponent, high, p) + exponent * low if p > -1000.0 else 0.0
+    e = exp_f64(p, MAGIC_F64 + BIAS_F64 - 0.0, (0.0 - BIAS_F64) * LN2)
+    e = e + e * low
+    return e if x > 0.0 else (0.0 if exponent > 0.0 else 1.0)
+
+
+@inlined
+def self_information(t):
+    # t log t; with subnormals on: their logarithm is that of 2^54 t.
+    tiny = t < _LEAST_NORMAL
+    f, k = split_log(t * 18014398509481984.0 if tiny else t)
+    share = t if t > 0.0 else 0.0
+    return share * log_reduced(f, k - 54.0 if tiny else k)
 
 
 # ---- floating-point state ------------------------------------------------------------------------

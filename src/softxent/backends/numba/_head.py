@@ -14,6 +14,7 @@ from softxent.backends.numba._elementary import (
     limit_of,
     log1p_any,
     log_reduced,
+    power,
     power_of,
     reference_parts,
     split_log,
@@ -26,9 +27,9 @@ from softxent.backends.numba._layout import GROUP
 from softxent.backends.numba._load import load_real
 from softxent.backends.numba._reduce import reduce_slow
 from softxent.backends.numba._rows import (
-    CROSS_ENTROPY,
     ENTROPY,
     FAST,
+    FOCAL,
     INF,
     LOGSUMEXP,
     MIX_UNIT,
@@ -36,6 +37,7 @@ from softxent.backends.numba._rows import (
     POISONED,
     SKIPPED,
     SLOW,
+    SQUARED_ERROR,
     capped,
     class_weight_of,
     is_plain,
@@ -77,27 +79,51 @@ def half_way(z, high, low, scale):
     return ((0.5 * z - 0.5 * high) - 0.5 * low) * (2.0 * scale.inverse)
 
 
+@inlined
+def minus_log_p(rows, j, scale):
+    # Of the target, with its e and the sum of the others.
+    e_y = exp_at(rows.z_y[j] - rows.moved[j], rows.n[j], scale)
+    others = (rows.rest[j] + rows.carry[j]) + rows.e_top[j]
+    high, low = reference_parts(rows.n[j], scale)
+    to_target = half_way(rows.z_y[j], high + rows.moved[j], low, scale)  # one of two is 0
+    return surprise(e_y, others, others + e_y, to_target), e_y, others
+
+
+@part
+def focus_rows(rows, gamma, scale):
+    # Of (1 - p)^gamma (-log p), and of its derivative by log p:
+    # -(1 - p)^gamma (1 + gamma p (-log p) / (1 - p)). 1 - p = S'/S; where it is 0, -log p is as
+    # small.
+    stay_apart()
+    for j in range(GROUP):
+        value, e_y, others = minus_log_p(rows, j, scale)
+        total = others + e_y
+        rest = others / total
+        focus = power(rest, gamma)
+        value = value / rest if rest > 0.0 else 1.0
+        rows.focus[j] = focus
+        rows.pull[j] = times(focus, 1.0 + gamma * times(e_y / total, value))
+
+
 @part
 def head_cross_entropy(rows, scale):
     stay_apart()
     for j in range(GROUP):
-        e_y = exp_at(rows.z_y[j] - rows.moved[j], rows.n[j], scale)
-        others = (rows.rest[j] + rows.carry[j]) + rows.e_top[j]
+        value, e_y, others = minus_log_p(rows, j, scale)
         total = others + e_y
-        high, low = reference_parts(rows.n[j], scale)
-        to_target = half_way(rows.z_y[j], high + rows.moved[j], low, scale)  # one of two is 0
-        rows.value[j] = or_nan(surprise(e_y, others, total, to_target), total)
-        rows.a[j] = rows.w[j] / total
+        rows.value[j] = or_nan(rows.focus[j] * value, total)
+        rows.a[j] = rows.w[j] * rows.pull[j] / total
         # p_y - 1 would cancel; 0 - 0 is +0.
-        rows.apart[j] = 0.0 - times(others / total, rows.w[j])
+        rows.apart[j] = 0.0 - times(others / total, rows.w[j] * rows.pull[j])
 
 
 @part
 def head_mixed(call, rows, scale):
     # Probabilities, smoothing, z-loss: with target masses of sum A, of it `hard` on the class y,
     #   loss = hard (-log p_y) + (A - hard)(-log p_top) + sum of masses (top - z) + lambda lse^2,
-    # all terms >= 0.
+    # all terms >= 0; the KL divergence has the sum of t log t added.
     stay_apart()
+    slack = call.slack
     inverse = inverse_of(scale)
     narrow = 1.0 / call.class_unit
     keep = 1.0 - call.smoothing
@@ -117,10 +143,13 @@ def head_mixed(call, rows, scale):
         w = rows.w[j]
         e_top = rows.e_top[j]
         impossible = rows.impossible[j]
+        focus = rows.focus[j]
+        pull = rows.pull[j]
         unit = rows.gap_unit[j]
         rest = rows.rest[j] + rows.carry[j]
         soft_mass = summed(rows.soft.mass[j], rows.soft.mass_carry[j])
         soft_gap = summed(rows.soft.gap[j], rows.soft.gap_carry[j])
+        own = summed(rows.self[j], rows.self_carry[j])
         flat_gap = summed(rows.flat.gap[j], rows.flat.gap_carry[j])
         leads = rows.k_top[j] == rows.y[j]
 
@@ -137,19 +166,52 @@ def head_mixed(call, rows, scale):
         lse = lse if has_z_loss else 0.0
         mass = keep * soft_mass + spread_mass
         gap = (keep * soft_gap + spread * flat_gap) * inverse * unit
-        value = hard * surprise(e_y, others, total, to_target)
+        value = hard * (focus * surprise(e_y, others, total, to_target))
         value = value if hard > 0.0 else 0.0
         value = (value + times(log1p_any(beside / e_top), mass)) + gap
         value = value + z_loss * lse * lse
+        # Only a divergence can come out below 0: of targets that sum to 1, by its roundings.
+        value = value + own
+        value = 0.0 if (value < 0.0) & (fabs(mass - 1.0) <= slack) else value
         value = INF if impossible > 0.0 else value
         rows.value[j] = or_nan(value, total)
 
-        hard = hard * several
+        hard = hard * pull * several
         more = mass * several + 2.0 * (z_loss * lse)
         rows.a[j] = times(hard + more, w) / total
         rows.b[j] = 0.0 - w * (keep * several)
         rows.c[j] = 0.0 - w * (spread * several)
         rows.apart[j] = (0.0 - times(hard * (others / total), w)) + times(e_y / total, more * w)
+
+
+@part
+def head_squared_error(call, rows, scale):
+    # Half the sum of (p - t)^2, with c = sum of p (p - t) and the gradient p (p - t - c).
+    # Of a class y, with squares the sum of the others' p^2 and 1 - p_y = S'/S: c is
+    # squares - p_y (1 - p_y), and the target's entry -p_y ((1 - p_y)^2 + squares).
+    stay_apart()
+    has_classes = call.soft.rows.data == 0
+    for j in range(GROUP):
+        w = rows.w[j]
+        squares = rows.square[j] + rows.square_carry[j]
+        cross = summed(rows.cross[j], rows.cross_carry[j])
+        soft = summed(rows.soft_square[j], rows.soft_square_carry[j])
+        e_y = exp_at(rows.z_y[j] - rows.moved[j], rows.n[j], scale)
+        e_y = e_y if has_classes else 0.0
+        others = (rows.rest[j] + rows.carry[j]) + rows.e_top[j]
+        total = others + e_y
+        p = e_y / total
+        rest = others / total
+        squares = squares / total / total
+        cross = cross / total
+        value = squares + rest * rest if has_classes else (squares + soft) - 2.0 * cross
+        mean = squares - (p * rest if has_classes else cross)
+        value = 0.0 if value < 0.0 else 0.5 * value
+        rows.value[j] = or_nan(value, total)
+        rows.a[j] = 0.0 - times(mean, w) / total
+        rows.q[j] = w / total / total
+        rows.d[j] = (0.0 - w) / total
+        rows.apart[j] = 0.0 - times(p * (rest * rest + squares), w)
 
 
 @part
@@ -225,7 +287,11 @@ def store_values(call, rows, first):
 
 @part
 def head(call, rows, first, scale):
-    if call.op == CROSS_ENTROPY:
+    if call.op == FOCAL:
+        focus_rows(rows, call.gamma, scale)
+    if call.op == SQUARED_ERROR:
+        head_squared_error(call, rows, scale)
+    elif call.op < LOGSUMEXP:
         if is_plain(call):
             head_cross_entropy(rows, scale)
         else:

@@ -51,12 +51,15 @@ class Call(ctypes.Structure):
         ("shape", c_int64 * MAX_AXES),
         ("logits", Matrix), ("out_map", Matrix), ("soft", Matrix),
         ("targets", PerRow), ("sample_weight", PerRow), ("upstream", PerRow),
+        ("pos_weight", PerRow),
         # Class weights; the walk's own type, over a power of two, `class_unit`.
         ("class_weight", c_int64), ("class_weight_real", c_int64),
         ("class_unit", c_double), ("class_weight_mean", c_double),
         ("has_ignore", c_int64), ("ignore_index", c_int64),
         ("scale", c_double), ("smoothing", c_double), ("temperature", c_double),
-        ("softcap", c_double), ("z_loss", c_double),
+        ("softcap", c_double), ("z_loss", c_double), ("gamma", c_double), ("slack", c_double),
+        # Rows that go together: how many there are, and whether out_rows has their sums.
+        ("n_points", c_int64), ("summed", c_int64),
         ("all_slow", c_int64),  # every row by the slow lane
         ("refused", c_int64),  # set by a walk that met a probability it refuses
         ("no_memory", c_int64),  # set by a walk that found none for itself
@@ -69,7 +72,8 @@ class Cursor(ctypes.Structure):
 
     _fields_ = [("index", c_int64 * MAX_AXES)] + [
         (name, c_int64)
-        for name in ("logits", "out_map", "soft", "targets", "sample_weight", "upstream")
+        for name in ("logits", "out_map", "soft", "targets", "sample_weight", "upstream",
+                     "pos_weight")
     ]
 
 
@@ -98,8 +102,10 @@ class Rows(ctypes.Structure):
         *((name, c_int64 * GROUP) for name in ("z", "g", "t", "y", "lane", "k_top")),
         *((name, c_double * GROUP) for name in (
             "weight", "hard", "w", "n", "top", "rest", "carry", "e_top", "z_y", "moved",
-            "no_result", "gap_unit", "mix", "mix_carry", "impossible",
-            "value", "a", "apart", "high", "low", "b", "c")),
+            "no_result", "gap_unit", "mix", "mix_carry", "self", "self_carry", "square",
+            "square_carry", "cross", "cross_carry", "soft_square", "soft_square_carry",
+            "impossible", "focus", "pull", "value", "a", "apart", "high", "low", "b", "c", "q",
+            "d")),
         ("soft", Moments),  # of the probabilities (times the class weights)
         ("flat", Moments),  # of the class weights, for smoothing
     ]

@@ -48,6 +48,7 @@ def cursor_move(c, call, axis, steps):
     c.targets += steps * call.targets.strides[axis]
     c.sample_weight += steps * call.sample_weight.strides[axis]
     c.upstream += steps * call.upstream.strides[axis]
+    c.pos_weight += steps * call.pos_weight.strides[axis]
 
 
 @part
@@ -59,6 +60,7 @@ def cursor_start(c, call, row):
     c.targets = call.targets.data
     c.sample_weight = call.sample_weight.data
     c.upstream = call.upstream.data
+    c.pos_weight = call.pos_weight.data
     axis = call.n_axes - 1
     while axis >= 0:
         c.index[axis] = row % call.shape[axis]
@@ -68,16 +70,29 @@ def cursor_start(c, call, row):
 
 
 @part
-def cursor_next(c, call):
+def cursor_skip(c, call, rows):
+    # By rows that the last axis still has.
     axis = call.n_axes - 1
     while axis >= 0:
-        cursor_move(c, call, axis, 1)
-        c.index[axis] += 1
+        cursor_move(c, call, axis, rows)
+        c.index[axis] += rows
         if c.index[axis] < call.shape[axis] or axis == 0:
             return
         cursor_move(c, call, axis, -c.index[axis])
         c.index[axis] = 0
+        rows = 1
         axis -= 1
+
+
+@part
+def cursor_next(c, call):
+    cursor_skip(c, call, 1)
+
+
+@inlined
+def cursor_run(c, call):
+    # How many rows follow at the last axis's strides.
+    return call.shape[call.n_axes - 1] - c.index[call.n_axes - 1]
 
 
 # ---- loads and stores of one element, whatever its alignment and byte order ----------------------
@@ -237,6 +252,12 @@ def is_positive(t):
 def is_refused(t):
     # Negative, NaN or infinite; -0 is not.
     return ((bits_of(t) < 0) & (bits_of(fabs(t)) != 0)) | (not t < INF)
+
+
+@inlined
+def is_no_share(t):
+    # Outside [0, 1].
+    return not ((t >= 0.0) & (t <= 1.0))
 
 
 _LEAST_F32, _MOST_F32 = 2.0**-149, float.fromhex("0x1.fffffep127")

@@ -20,6 +20,7 @@ from softxent.backends.numba._jit import (
     fabs,
     fma,
     inlined,
+    moved,
     part,
     pointer_at,
     stack,
@@ -29,7 +30,6 @@ from softxent.backends.numba._layout import GROUP, TYPE_F32, TYPE_F64
 from softxent.backends.numba._load import load_real, store_real
 from softxent.backends.numba._reduce import weighted
 from softxent.backends.numba._rows import (
-    CROSS_ENTROPY,
     LOG_SOFTMAX,
     NAN,
     NARROW_LEAST,
@@ -38,6 +38,7 @@ from softxent.backends.numba._rows import (
     ROOM_MASS,
     SKIPPED,
     SOFTMAX,
+    SQUARED_ERROR,
     capped,
     class_weight_of,
     is_plain,
@@ -162,6 +163,83 @@ def map_mixed(call, rows, j, x, t, has_t, slope, has_slope, out, k0, length, sca
             out[i] *= slope[i]
 
 
+@inlined
+def is_wide_square(rows, j):
+    return not (is_narrow(rows.a[j]) and is_narrow(rows.q[j]) and is_narrow(rows.d[j]))
+
+
+@inlined
+def square_of(rows, j, e, t):
+    # In map_square's order, for float64 has these bits on either way. 0 takes a factor that
+    # overflowed with it.
+    total = rows.a[j]
+    total = fma(e, rows.q[j], total) if e != 0.0 else total
+    total = fma(t, rows.d[j], total) if t != 0.0 else total
+    return times(e, total)
+
+
+@part
+def map_square(rows, j, x, t, has_t, out, length, scale):
+    # The squared error's gradient: e (a + q e + d t).
+    stay_apart()
+    zero = as_type(x[0], 0.0)
+    a = as_type(zero, rows.a[j])
+    q = as_type(zero, rows.q[j])
+    d = as_type(zero, rows.d[j])
+    k, low = power_of(rows.n[j], zero, scale)
+    if is_wide_square(rows, j):
+        for i in range(length):
+            e = np.float64(exp_of(x[i], k, low, scale))
+            out[i] = as_type(zero, square_of(rows, j, e, np.float64(t[i]) if has_t else 0.0))
+    elif has_t:
+        if address_of(x) == address_of(out):
+            for i in range(length):
+                e = exp_of(out[i], k, low, scale)
+                out[i] = fma(e, fma(t[i], d, fma(e, q, a)), zero)
+        else:
+            for i in range(length):
+                e = exp_of(x[i], k, low, scale)
+                out[i] = fma(e, fma(t[i], d, fma(e, q, a)), zero)
+    elif address_of(x) == address_of(out):
+        for i in range(length):
+            e = exp_of(out[i], k, low, scale)
+            out[i] = fma(e, fma(e, q, a), zero)
+    else:
+        for i in range(length):
+            e = exp_of(x[i], k, low, scale)
+            out[i] = fma(e, fma(e, q, a), zero)
+
+
+@part
+def map_columns_square(call, rows, t, has_t, e):
+    stay_apart()
+    zero = as_type(e[0], 0.0)
+    a = stack(GROUP, zero)
+    q = stack(GROUP, zero)
+    d = stack(GROUP, zero)
+    for j in range(GROUP):
+        a[j] = rows.a[j]
+        q[j] = rows.q[j]
+        d[j] = rows.d[j]
+        if j < rows.count and is_wide_square(rows, j):
+            for i in range(call.n_classes):
+                at = i * GROUP + j
+                e[at] = as_type(zero, square_of(rows, j, np.float64(e[at]),
+                                                np.float64(t[at]) if has_t else 0.0))
+            a[j] = 1.0
+            q[j] = 0.0
+            d[j] = 0.0
+    for i in range(call.n_classes):
+        p = moved(e, i * GROUP)
+        if has_t:
+            u = moved(t, i * GROUP)
+            for j in range(GROUP):
+                p[j] = fma(p[j], fma(u[j], d[j], fma(p[j], q[j], a[j])), zero)
+        else:
+            for j in range(GROUP):
+                p[j] = fma(p[j], fma(p[j], q[j], a[j]), zero)
+
+
 @part
 def map_columns_mixed(call, rows, t, has_t, slope, has_slope, e):
     stay_apart()
@@ -205,7 +283,8 @@ def map_columns(call, rows, x, t, has_t, slope, has_slope, e, scale):
     stay_apart()
     zero = as_type(x[0], 0.0)
     classes = call.n_classes
-    mixed = call.op == CROSS_ENTROPY and not is_plain(call)
+    square = call.op == SQUARED_ERROR
+    mixed = not square and not is_plain(call)
     if call.op == LOG_SOFTMAX:
         inverse = inverse_of(scale)
         for i in range(classes):
@@ -218,7 +297,7 @@ def map_columns(call, rows, x, t, has_t, slope, has_slope, e, scale):
     targets = stack(GROUP, zero)
     for j in range(GROUP):
         a[j] = rows.a[j]
-        if j < rows.count and not is_narrow(rows.a[j]) and not mixed:
+        if j < rows.count and not is_narrow(rows.a[j]) and not mixed and not square:
             for i in range(classes):
                 at = i * GROUP + j
                 e[at] = widely(e[at], rows.a[j], at_slope(slope, has_slope, at))
@@ -229,6 +308,9 @@ def map_columns(call, rows, x, t, has_t, slope, has_slope, e, scale):
         targets[j] = rows.y[j]  # -1 in a softmax: no such class
     if mixed:
         map_columns_mixed(call, rows, t, has_t, slope, has_slope, e)
+    if square:
+        map_columns_square(call, rows, t, has_t, e)
+    if mixed or square:
         for j in range(GROUP):
             a[j] = 1.0
     if has_slope:
@@ -258,7 +340,8 @@ def kind_of(zero):
 def map_slow(call, rows, j, g, g_stride, g_kind, scale, control):
     # A whole row that is not FAST, to address g; the logits and g may be the same memory.
     stay_apart()
-    mixed = call.op == CROSS_ENTROPY and not is_plain(call)
+    square = call.op == SQUARED_ERROR
+    mixed = not square and not is_plain(call)
     power_k, power_low = power_of(rows.n[j], 0.0, scale)
     subnormals(call.all_slow != 0)
     for k in range(call.n_classes):
@@ -269,14 +352,16 @@ def map_slow(call, rows, j, g, g_stride, g_kind, scale, control):
         else:
             z, slope = capped(call, load_real(rows.z[j] + k * call.logits.class_stride,
                                                     call.logits.rows.type))
+            t = 0.0
+            if call.soft.rows.data != 0:
+                t = load_real(rows.t[j] + k * call.soft.class_stride, call.soft.rows.type)
             if call.op == LOG_SOFTMAX:
                 value = half_way(z, rows.high[j], 0.0, scale) - rows.low[j]
+            elif square:
+                value = square_of(rows, j, exp_of(z - rows.moved[j], power_k, power_low, scale), t)
             else:
                 value = times(exp_of(z - rows.moved[j], power_k, power_low, scale), rows.a[j])
             if mixed:
-                t = 0.0
-                if call.soft.rows.data != 0:
-                    t = load_real(rows.t[j] + k * call.soft.class_stride, call.soft.rows.type)
                 value += beside(call, rows, j, t, k)
             value = times(slope, value)
         store_real(g + k * g_stride, g_kind, value)
@@ -289,9 +374,8 @@ def map_slow(call, rows, j, g, g_stride, g_kind, scale, control):
 @part
 def map_apart(call, rows, j, g, stride, kind):
     # The entry that does not come from the map, stored last.
-    if call.op == CROSS_ENTROPY:
-        if rows.y[j] >= 0:
-            store_real(g + rows.y[j] * stride, kind, rows.apart[j])
+    if rows.y[j] >= 0:
+        store_real(g + rows.y[j] * stride, kind, rows.apart[j])
     elif call.op == LOG_SOFTMAX and rows.apart[j] < 0.9:
         # log p of a leader: (z - r) - log S would cancel. Ties of the largest are below 1/2 each,
         # and keep the bits that the map gave them.

@@ -13,6 +13,7 @@ from softxent.backends.numba._elementary import (
     pow2,
     power_near,
     power_of,
+    self_information,
     subnormals,
     times,
     two_sum,
@@ -21,6 +22,7 @@ from softxent.backends.numba._jit import (
     as_type,
     choose,
     fabs,
+    fma,
     inlined,
     moved,
     part,
@@ -31,10 +33,10 @@ from softxent.backends.numba._jit import (
 from softxent.backends.numba._layout import GROUP
 from softxent.backends.numba._load import is_positive, is_refused, lesser, load_real
 from softxent.backends.numba._rows import (
-    CROSS_ENTROPY,
     ENTROPY,
     FAST,
     INF,
+    KL,
     LANES,
     MIX_POWER,
     MIX_UNIT,
@@ -43,6 +45,7 @@ from softxent.backends.numba._rows import (
     POISONED,
     ROOM_MASS,
     SLOW,
+    SQUARED_ERROR,
     STRIPE,
     WIDE_GAP,
     capped,
@@ -50,6 +53,7 @@ from softxent.backends.numba._rows import (
     is_single,
     room_at,
     start_moments,
+    start_squares,
     tick,
 )
 
@@ -173,20 +177,54 @@ def add_short_stripe(x, parts, k, low, scale, terms, lanes):
     widen_to(lanes, terms)
 
 
+@inlined
+def add_stripe_and_squares(x, parts, k, low, scale, terms, squares, lanes, square_lanes):
+    # Of as many terms of a lane as there are, and of their squares.
+    for j in range(LANES):
+        e = exp_of(x[j], k, low, scale)
+        terms[j] = e
+        squares[j] = e * e
+    for i in range(1, parts):
+        p = moved(x, i * LANES)
+        for j in range(LANES):
+            e = exp_of(p[j], k, low, scale)
+            terms[j] += e
+            squares[j] = fma(e, e, squares[j])
+    widen_to(lanes, terms)
+    widen_to(square_lanes, squares)
+
+
 @part
 def block_rest(x, length, skip_1, skip_2, k, low, scale):
-    # Sum of e over a block but two places (-1: none). A stripe that holds such a place, or ends
-    # early, is read through a copy with -inf there: its e is +0, and adding +0 is exact.
+    return block_sums(x, length, skip_1, skip_2, k, low, scale, None)
+
+
+@part
+def block_rest_and_squares(x, length, skip_1, skip_2, k, low, scale):
+    squares = stack(LANES, 0.0)
+    for j in range(LANES):
+        squares[j] = 0.0
+    rest = block_sums(x, length, skip_1, skip_2, k, low, scale, squares)
+    return rest, fold_sum(squares)
+
+
+@part
+def block_sums(x, length, skip_1, skip_2, k, low, scale, square_lanes):
+    # Sum of e over a block but two places (-1: none), and of e^2 into 64 lanes (None: not wanted).
+    # A stripe that holds such a place, or ends early, is read through a copy with -inf there: its e
+    # is +0, and adding +0 is exact.
     stay_apart()
     lanes = stack(LANES, 0.0)
     terms = stack(LANES, k)
+    squares = stack(LANES, k)
     patched = stack(STRIPE, k)
     for j in range(LANES):
         lanes[j] = 0.0
     i = 0
     while i < length:
         if i + STRIPE <= length and not (i <= skip_1 < i + STRIPE or i <= skip_2 < i + STRIPE):
-            add_stripe(moved(x, i), k, low, scale, terms, lanes)
+            p = moved(x, i)
+            parts = 4
         else:
             left = lesser(length - i, STRIPE)
             parts = (left + (LANES - 1)) // LANES
@@ -199,10 +237,13 @@ def block_rest(x, length, skip_1, skip_2, k, low, scale):
                 patched[skip_1 - i] = -INF
             if i <= skip_2 < i + STRIPE:
                 patched[skip_2 - i] = -INF
-            if parts == 4:
-                add_stripe(patched, k, low, scale, terms, lanes)
-            else:
-                add_short_stripe(patched, parts, k, low, scale, terms, lanes)
+            p = patched
+        if square_lanes is not None:
+            add_stripe_and_squares(p, parts, k, low, scale, terms, squares, lanes, square_lanes)
+        elif parts == 4:
+            add_stripe(p, k, low, scale, terms, lanes)
+        else:
+            add_short_stripe(p, parts, k, low, scale, terms, lanes)
         i += STRIPE
     return fold_sum(lanes)
 
@@ -292,6 +333,61 @@ def block_mix(x, length, top, k, low, scale):
     return fold_sum(lanes)
 
 
+@part
+def block_self(t, length):
+    # Sum of t log t.
+    stay_apart()
+    lanes = stack(LANES, 0.0)
+    for j in range(LANES):
+        lanes[j] = 0.0
+    i = 0
+    while i + LANES <= length:
+        p = moved(t, i)
+        for j in range(LANES):
+            lanes[j] += self_information(np.float64(p[j]))
+        i += LANES
+    for j in range(length - i):
+        lanes[j] += self_information(np.float64(t[i + j]))
+    return fold_sum(lanes)
+
+
+@part
+def block_squares(t, length):
+    # Sum of t^2.
+    stay_apart()
+    lanes = stack(LANES, 0.0)
+    for j in range(LANES):
+        lanes[j] = 0.0
+    i = 0
+    while i + LANES <= length:
+        p = moved(t, i)
+        for j in range(LANES):
+            lanes[j] += np.float64(p[j]) * np.float64(p[j])
+        i += LANES
+    for j in range(length - i):
+        lanes[j] += np.float64(t[i + j]) * np.float64(t[i + j])
+    return fold_sum(lanes)
+
+
+@part
+def block_cross(x, t, length, k, low, scale):
+    # Sum of e t.
+    stay_apart()
+    lanes = stack(LANES, 0.0)
+    for j in range(LANES):
+        lanes[j] = 0.0
+    i = 0
+    while i + LANES <= length:
+        p = moved(x, i)
+        q = moved(t, i)
+        for j in range(LANES):
+            lanes[j] += np.float64(exp_of(p[j], k, low, scale)) * np.float64(q[j])
+        i += LANES
+    for j in range(length - i):
+        lanes[j] += np.float64(exp_of(x[i + j], k, low, scale)) * np.float64(t[i + j])
+    return fold_sum(lanes)
+
+
 @inlined
 def is_large(t):
     # Products with it could leave float32.
@@ -349,6 +445,24 @@ def merge_mix(rows, j, n, top, total, mix):
     two_sum(rows.mix, rows.mix_carry, j, mix)
 
 
+@part
+def merge_squares(rows, j, n, top, square, cross):
+    # Before merge_block; square, cross: the block's sums of e^2 and e t, over 2^2n and 2^n.
+    if top > rows.top[j]:
+        if rows.top[j] > -INF:
+            shift = pow2(rows.n[j] - n)
+            rows.square[j] *= shift * shift
+            rows.square_carry[j] *= shift * shift
+            rows.cross[j] *= shift
+            rows.cross_carry[j] *= shift
+    elif top > -INF:
+        shift = pow2(n - rows.n[j])
+        square *= shift * shift
+        cross *= shift
+    two_sum(rows.square, rows.square_carry, j, square)
+    two_sum(rows.cross, rows.cross_carry, j, cross)
+
+
 @inlined
 def weighted(call, t, k0, length, room):
     # u = v t.
@@ -387,6 +501,11 @@ def reduce_soft(call, rows, j, x, t, has_t, k0, length, top, before, room):
         if refused or large:
             rows.lane[j] = POISONED if refused else SLOW
             return
+        if call.op == SQUARED_ERROR:
+            two_sum(rows.soft_square, rows.soft_square_carry, j, block_squares(t, length))
+            return
+        if call.op == KL:
+            two_sum(rows.self, rows.self_carry, j, block_self(t, length))
         u = weighted(call, t, k0, length, room_at(room, ROOM_MASS, top))
         merge_moments(rows.soft, j, block_sum(u, length), block_gap(x, u, True, length, top),
                       before, wide_top)
@@ -413,7 +532,7 @@ def reduce_block(call, rows, j, x, t, has_t, k0, length, scale, room):
     if top > limit:
         rows.lane[j] = SLOW
         return
-    if call.op == CROSS_ENTROPY and (has_t or call.smoothing > 0.0):
+    if has_t or call.smoothing > 0.0:
         subnormals(True)
         reduce_soft(call, rows, j, x, t, has_t, k0, length, real_top, rows.top[j], room)
         subnormals(False)
@@ -431,7 +550,12 @@ def reduce_block(call, rows, j, x, t, has_t, k0, length, scale, room):
         place = first_place(x, length, real_top)
         if k0 + place != y:
             e_top = np.float64(exp_of(real_top, k, low, scale))
-    rest = block_rest(x, length, place, y_place, k, low, scale)
+    if call.op == SQUARED_ERROR:
+        rest, square = block_rest_and_squares(x, length, place, y_place, k, low, scale)
+        cross = block_cross(x, t, length, k, low, scale) if has_t else 0.0
+        merge_squares(rows, j, n, top, square + e_top * e_top, cross)
+    else:
+        rest = block_rest(x, length, place, y_place, k, low, scale)
     if call.op == ENTROPY:
         mix_k, mix_low = power_of(n - MIX_POWER, zero, scale)
         merge_mix(rows, j, n, top, rest + e_top,
@@ -549,6 +673,35 @@ def check_columns(call, rows, t):
 
 
 @part
+def reduce_self_columns(rows, classes, t):
+    stay_apart()
+    for i in range(classes):
+        for j in range(GROUP):
+            two_sum(rows.self, rows.self_carry, j, self_information(np.float64(t[i * GROUP + j])))
+
+
+@part
+def reduce_square_columns(rows, classes, t, has_t, e):
+    # Sums of e^2 but for a class target's; with t also of e t and t^2.
+    stay_apart()
+    zero = as_type(e[0], 0.0)
+    targets = stack(GROUP, zero)
+    for j in range(GROUP):
+        targets[j] = as_type(zero, rows.y[j])
+    for i in range(classes):
+        at = as_type(zero, i)
+        for j in range(GROUP):
+            value = np.float64(choose(targets[j] == at, zero, e[i * GROUP + j]))
+            add(zero, rows.square, rows.square_carry, j, value * value)
+        if has_t:
+            for j in range(GROUP):
+                value = np.float64(e[i * GROUP + j])
+                share = np.float64(t[i * GROUP + j])
+                add(zero, rows.cross, rows.cross_carry, j, value * share)
+                add(zero, rows.soft_square, rows.soft_square_carry, j, share * share)
+
+
+@part
 def reduce_soft_columns(call, rows, x, t, has_t, u):
     # Probabilities and smoothing, with subnormals on; u: where probabilities are weighted.
     stay_apart()
@@ -557,6 +710,10 @@ def reduce_soft_columns(call, rows, x, t, has_t, u):
     v = pointer_at(call.class_weight_real, as_type(x[0], 0.0))
     if has_t:
         check_columns(call, rows, t)
+        if call.op == SQUARED_ERROR:
+            return
+        if call.op == KL:
+            reduce_self_columns(rows, classes, t)
         mass = t
         if has_v:
             for i in range(classes):
@@ -639,7 +796,10 @@ def reduce_slow(call, rows, j, scale, control):
         rows.e_top[j] = exp_of(top - shift, power_k, power_low, scale)
     rows.mix[j] = 0.0
     rows.mix_carry[j] = 0.0
+    rows.self[j] = 0.0
+    rows.self_carry[j] = 0.0
     rows.impossible[j] = 0.0
+    start_squares(rows, j)
     start_moments(rows.soft, j)
     start_moments(rows.flat, j)
     if has_nan or not fabs(top) < INF:
@@ -655,12 +815,17 @@ def reduce_slow(call, rows, j, scale, control):
             if call.op == ENTROPY:
                 e = exp_of(value - shift, mix_k, mix_low, scale)
                 two_sum(rows.mix, rows.mix_carry, j, slow_gap(e, top, value, 1.0))
+        square_e = 0.0
+        if call.op == SQUARED_ERROR:
+            square_e = exp_of(value - shift, power_k, power_low, scale)
+            if k != y:
+                two_sum(rows.square, rows.square_carry, j, square_e * square_e)
         v = class_weight_of(call, k) * narrow if call.class_weight != 0 else 1.0
-        if call.op == CROSS_ENTROPY and call.soft.rows.data != 0:
+        if call.soft.rows.data != 0:
             subnormals(True)
-            add_slow_soft(call, rows, j, k, top, value, v, unit)
+            add_slow_soft(call, rows, j, k, top, value, v, unit, square_e)
             subnormals(call.all_slow != 0)
-        if call.op == CROSS_ENTROPY and call.smoothing > 0.0:
+        if call.smoothing > 0.0:
             if value == -INF and v > 0.0:
                 rows.impossible[j] = 1.0
             two_sum(rows.flat.gap, rows.flat.gap_carry, j, slow_gap(v, top, value, unit))
@@ -670,7 +835,7 @@ def reduce_slow(call, rows, j, scale, control):
 
 
 @part
-def add_slow_soft(call, rows, j, k, top, z, v, unit):
+def add_slow_soft(call, rows, j, k, top, z, v, unit, e):
     # Subnormal targets count.
     stay_apart()
     u = load_real(rows.t[j] + k * call.soft.class_stride, call.soft.rows.type)
@@ -678,6 +843,12 @@ def add_slow_soft(call, rows, j, k, top, z, v, unit):
         call.refused = 1
     if z == -INF and u > 0.0 and v > 0.0 and call.smoothing < 1.0:
         rows.impossible[j] = 1.0
+    if call.op == KL:
+        two_sum(rows.self, rows.self_carry, j, self_information(u))
+    if call.op == SQUARED_ERROR:
+        two_sum(rows.cross, rows.cross_carry, j, e * u)
+        two_sum(rows.soft_square, rows.soft_square_carry, j, u * u)
+        rows.impossible[j] = 0.0
     u *= v
     two_sum(rows.soft.mass, rows.soft.mass_carry, j, u)
     two_sum(rows.soft.gap, rows.soft.gap_carry, j, slow_gap(u, top, z, unit))

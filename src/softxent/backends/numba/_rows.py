@@ -53,8 +53,9 @@ from softxent.backends.numba._load import (
 INF = float("inf")
 NAN = float("nan")
 
-# The numbers of backends/_contract.py's Op.
-CROSS_ENTROPY, LOGSUMEXP, SOFTMAX, LOG_SOFTMAX, ENTROPY, RANK, SOFTMAX_VJP = range(7)
+# backends/_contract.py's Op: the losses, then the pieces.
+CROSS_ENTROPY, FOCAL, KL, SQUARED_ERROR, NLL, SIGMOID = range(6)
+LOGSUMEXP, SOFTMAX, LOG_SOFTMAX, ENTROPY, RANK, SOFTMAX_VJP = range(6, 12)
 
 FAST = 0  # by pieces
 SLOW = 1  # one term at a time
@@ -163,6 +164,16 @@ def start_moments(moments, j):
 
 
 @inlined
+def start_squares(rows, j):
+    rows.square[j] = 0.0
+    rows.square_carry[j] = 0.0
+    rows.cross[j] = 0.0
+    rows.cross_carry[j] = 0.0
+    rows.soft_square[j] = 0.0
+    rows.soft_square_carry[j] = 0.0
+
+
+@inlined
 def set_weight(call, cursor, rows, j, weight):
     scale = call.scale
     if call.upstream.data != 0:
@@ -233,9 +244,14 @@ def load_rows(call, cursor, rows, count):
             start_moments(rows.flat, j)
             rows.mix[j] = 0.0
             rows.mix_carry[j] = 0.0
+            rows.self[j] = 0.0
+            rows.self_carry[j] = 0.0
             rows.gap_unit[j] = 1.0
             rows.hard[j] = 0.0
             rows.impossible[j] = 0.0
+    if call.op == SQUARED_ERROR:
+        for j in range(GROUP):
+            start_squares(rows, j)
     for j in range(count):
         rows.z[j] = cursor.logits
         rows.g[j] = cursor.out_map

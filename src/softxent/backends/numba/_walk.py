@@ -11,7 +11,7 @@ import ctypes
 import numpy as np
 
 from softxent.backends.numba._elementary import product_rest, scale_by, subnormals, two_sum
-from softxent.backends.numba._head import finish_reduce
+from softxent.backends.numba._head import finish_reduce, store_values
 from softxent.backends.numba._jit import (
     address_of,
     as_type,
@@ -56,16 +56,18 @@ from softxent.backends.numba._map import (
     map_mixed,
     map_run,
     map_slow,
+    map_square,
 )
+from softxent.backends.numba._points import walk_points
 from softxent.backends.numba._reduce import (
     reduce_block,
     reduce_columns,
     reduce_mix_columns,
     reduce_soft_columns,
+    reduce_square_columns,
 )
 from softxent.backends.numba._rows import (
     BLOCK,
-    CROSS_ENTROPY,
     ENTROPY,
     FAST,
     INF,
@@ -73,6 +75,7 @@ from softxent.backends.numba._rows import (
     LOG_SOFTMAX,
     NAN,
     NEAR,
+    NLL,
     POISONED,
     RANK,
     ROOM,
@@ -83,10 +86,12 @@ from softxent.backends.numba._rows import (
     ROOM_SLOPE,
     ROOM_SOFT,
     ROOM_TARGETS,
+    SIGMOID,
     SKIPPED,
     SLOW,
     SMALL,
     SOFTMAX_VJP,
+    SQUARED_ERROR,
     TILE_BYTES,
     block_length,
     blocks_of,
@@ -141,6 +146,8 @@ def map_given(call, rows, j, x, t, has_t, out, k0, length, scale, room):
         x = z
     if call.op == LOG_SOFTMAX:
         map_log(rows, j, x, out, length, scale)
+    elif call.op == SQUARED_ERROR:
+        map_square(rows, j, x, t, has_t, out, length, scale)
     elif has_t or call.smoothing > 0.0:
         map_mixed(call, rows, j, x, t, has_t, slope, has_slope, out, k0, length, scale, room)
     else:
@@ -214,10 +221,12 @@ def walk_small(call, rows, first, zero, scale, control, room):
     if has_t:
         gather_soft(call, rows, 0, classes, 1, GROUP, t)
         clear_unused(rows, classes, t)
-    if call.op == CROSS_ENTROPY and (has_t or call.smoothing > 0.0):
+    if has_t or call.smoothing > 0.0:
         subnormals(True)
         reduce_soft_columns(call, rows, x, t, has_t, u)
         subnormals(False)
+    if call.op == SQUARED_ERROR:
+        reduce_square_columns(rows, classes, t, has_t, e)
     elif call.op == ENTROPY:
         reduce_mix_columns(rows, classes, x, scale)
     if finish_reduce(call, rows, first, zero, scale, control):
@@ -376,6 +385,47 @@ def walk_rank(call, rows, first, zero, control, room):
 
 
 @part
+def fill_block(matrix, p, length, value):
+    # value: 0 or NaN.
+    stay_apart()
+    zero = as_type(value, 0.0)
+    if matrix.direct == IN_PLACE:
+        out = pointer_at(p, zero)
+        for k in range(length):
+            out[k] = value
+    else:
+        for k in range(length):
+            store_real(p + k * matrix.class_stride, matrix.rows.type, np.float64(value))
+
+
+@part
+def walk_nll(call, rows, first, zero, control):
+    # With subnormals on. Only the target's entry is read, and only there is the gradient not 0.
+    stay_apart()
+    for j in range(rows.count):
+        rows.value[j] = 0.0
+        if rows.lane[j] == FAST:
+            p = rows.z[j] + rows.y[j] * call.logits.class_stride
+            rows.value[j] = 0.0 - load_real(p, call.logits.rows.type)
+    store_values(call, rows, first)
+    if call.out_map.rows.data == 0:
+        return False
+    stride = call.out_map.class_stride
+    for j in range(rows.count):
+        value = as_type(zero, NAN if rows.lane[j] == POISONED else 0.0)
+        for b in range(blocks_of(call.n_classes)):
+            k0 = b * BLOCK
+            length = block_length(k0, call.n_classes)
+            fill_block(call.out_map, rows.g[j] + k0 * stride, length, value)
+            if tick(control, length):
+                return True
+        if rows.lane[j] == FAST:
+            rows.apart[j] = 0.0 - rows.w[j]
+            map_apart(call, rows, j, rows.g[j], stride, call.out_map.rows.type)
+    return False
+
+
+@part
 def load_doubles(matrix, row, k0, length, to, zero):
     stay_apart()
     p = row + k0 * matrix.class_stride
@@ -470,6 +520,9 @@ def walk(call, lo, hi, zero, scale, control, cursor, rows, room):
         together = lesser(greater(NEAR // classes, 1), GROUP)
     else:
         together = TILE_BYTES // (BLOCK * (4 if is_single(zero) else 8))
+    for j in range(GROUP):
+        rows.focus[j] = 1.0
+        rows.pull[j] = 1.0
     cursor_start(cursor, call, lo)
     i = lo
     stopped = False
@@ -478,6 +531,8 @@ def walk(call, lo, hi, zero, scale, control, cursor, rows, room):
         load_rows(call, cursor, rows, lesser(hi - i, together))
         if call.op == RANK:
             stopped = walk_rank(call, rows, i, zero, control, room)
+        elif call.op == NLL:
+            stopped = walk_nll(call, rows, i, zero, control)
         else:
             subnormals(False)
             if classes <= SMALL:
@@ -516,6 +571,8 @@ def walk_any(zero, has_temperature, address, lo, hi, control_address, stopped_ad
     if has_temperature is None:
         if call.op == SOFTMAX_VJP:
             stopped = walk_vjp(call, lo, hi, zero, control, cursor, room)
+        elif call.op == SIGMOID:
+            stopped = walk_points(call, lo, hi, zero, control, cursor, room)
         else:
             stopped = walk(call, lo, hi, zero, None, control, cursor, rows, room)
     else:

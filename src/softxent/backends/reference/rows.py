@@ -26,6 +26,26 @@ weight. What class k is owed whether it is the target or not, and its sum:
     gradient    J_k w [(b + T + 2 lambda lse) p_k - B_k]
                 and at the target J_y w [-b S' / S + (T + 2 lambda lse) p_y - B_y]
 
+Focal loss, with what its gamma makes of the target's own term, 1 - p_y = S' / S:
+
+    b (-log p_y) becomes b (S'/S)^gamma (-log p_y)                      in the row value
+    b            becomes b (S'/S)^gamma (1 + gamma p_y (-log p_y) S/S') in the gradient
+
+(where S' = 0 the last fraction is 1: -log p_y is as small as S' / S then). The KL divergence adds
+sum t log t to the row value, which is not negative but by rounding where sum t is 1.
+
+Squared error, with Q = sum p^2 over the classes but a class target, of which 1 - p_y = S' / S:
+
+    row value   s (Q + (1 - p_y)^2) / 2                                 targets are classes
+                s (Q - 2 sum p t + sum t^2) / 2                         probabilities
+    gradient    w p_k (p_k - t_k - c),     c = Q - p_y (1 - p_y), or Q - sum p t
+                and at the target -w p_y ((1 - p_y)^2 + Q)
+
+Binary cross-entropy, every logit by itself, v the weight of what targets of 1 cost:
+
+    row value   s [|z| (v t where z < 0, else 1 - t) + (v t + 1 - t) log(1 + exp(-|z|))]
+    gradient    w [(1 - t) sigma(z) - v t sigma(-z)]
+
 with the largest set apart beside T, the target beside b, where p_y - 1 would cancel. w is s times
 upstream over divisor and temperature; J = sech^2(x / cap) is the softcap's derivative.
 
@@ -42,13 +62,14 @@ the blocks of classes of a long row begin at the same classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from softxent.backends._contract import Call, Native, Op
+from softxent.backends._contract import POINTS, Call, Native, Op
 from softxent.backends.reference.exact import (
     TANH_NEAR,
     Float64s,
@@ -99,12 +120,17 @@ class RowsTask:
         self._soft_targets = view(call.soft_targets)
         self._sample_weight = view(call.sample_weight)
         self._upstream = view(call.upstream)
+        self._pos_weight = call.pos_weight
         self._out_rows = view(call.out_rows)
         self._out_map = view(call.out_map)
         self._scaling = _Scaling(call)
 
     def __call__(self, lo: int, hi: int, stopped: Callable[[], bool]) -> None:
         """Evaluate rows lo <= i < hi; end early when `stopped()` answers true."""
+        if self._call.op is Op.SIGMOID:
+            with np.errstate(all="ignore"):
+                self._points(lo, hi, stopped)
+            return
         # A row's own numbers take as much memory as about eight classes.
         step = max(1, BLOCK // max(8, self._call.n_classes))
         # Underflow, 0/0 and NaN are results here, not accidents.
@@ -133,8 +159,14 @@ class RowsTask:
         if op is Op.SOFTMAX_VJP:
             self._softmax_vjp(block)
             return
+        if op is Op.NLL:
+            self._nll(block)
+            return
         block.refer_to_largest()
-        if op is Op.CROSS_ENTROPY:
+        if op is Op.SQUARED_ERROR:
+            self._squared_error(block)
+            return
+        if op < Op.LOGSUMEXP:
             self._cross_entropy(block)
             return
 
@@ -181,48 +213,53 @@ class RowsTask:
             wanted += [first]
         if is_owed:
             wanted += [gap]
+        own = _Sum(lambda classes, d, e: _self_information(block.soft(classes)))
         if not is_class:
             wanted += [mass]
+        if call.op is Op.KL:
+            wanted += [own]
         block.reduce(*wanted)
         other = apart.other()
         total = other + apart.e
-        b = (1.0 - smoothing) * v_y
+        b = pull = (1.0 - smoothing) * v_y
         owed = np.full(block.n, smoothing * call.class_weight_mean)
         if not is_class:
             owed = mass.total()
         lse = add_log1p(*block.m, first.other()) if z_loss else np.zeros(block.n)
         lost = block.without_result | np.isnan(weight)  # rows whose results are NaN
+        minus_log_p = np.where(apart.e >= other, np.log1p(other / apart.e), np.log(total) - apart.d)
+        if call.op is Op.FOCAL:
+            focus = (other / total) ** call.gamma
+            per_rest = np.where(other > 0.0, minus_log_p / (other / total), 1.0)
+            pull = b * times(focus, 1.0 + call.gamma * times(apart.e / total, per_rest))
+            b = b * focus
 
         if self._out_rows is not None:
-            minus_log_p = np.where(
-                apart.e >= other, np.log1p(other / apart.e), np.log(total) - apart.d
-            )
             value = times(b, minus_log_p)
             if is_owed:
                 value += times(owed, np.log1p(first.other())) + gap.total()
             if z_loss:
                 value += z_loss * lse * lse
+            if call.op is Op.KL:
+                value += own.total()
+                value[(value < 0.0) & (np.abs(owed - 1.0) <= call.slack)] = 0.0
             value = times(weight, value)
             value[lost] = np.nan
             self._store_rows(rows, np.where(counts, value, 0.0))
         if self._out_map is None:
             return
 
-        # In this order: one number for all rows reaches `scale` by the same products.
-        factor: Float64s | float = call.scale
-        if self._upstream is not None:
-            factor = self._upstream[rows].astype(np.float64) * call.scale
-        weight = weight * factor
+        weight = weight * self._factor(block)
         lost |= np.isnan(weight)
         rest = owed + 2.0 * (z_loss * lse)
-        a = b + rest
+        a = pull + rest
         # S'/S is exactly 1 where the target is -inf: the gradient there is exactly what it is
         # owed. And 0 - b S'/S, not its negative: where S' = 0 it is +0.
-        at_target = (0.0 - times(b, other / total)) + times(rest, apart.e / total)
+        at_target = (0.0 - times(pull, other / total)) + times(rest, apart.e / total)
         for classes in block.walk():
             _, g = block.shifted(classes)
             g /= total[:, None]
-            if is_owed or z_loss:  # else it is 1
+            if is_owed or z_loss or call.op is Op.FOCAL:  # else it is 1
                 g = times(g, a[:, None])
             if is_class:
                 here, column = _inside(targets, classes)
@@ -235,6 +272,127 @@ class RowsTask:
             g[lost] = np.nan
             g[~counts] = 0.0
             self._store_map(rows, classes, g)
+
+    def _squared_error(self, block: _Block) -> None:
+        rows = block.rows
+        is_class = self._targets is not None
+        targets, weight, _, counts = self._weights(block)
+
+        def squares_of(classes: slice, d: Float64s, e: Float64s) -> Float64s:
+            terms = e * e
+            if is_class:
+                here, column = _inside(targets, classes)
+                terms[here, column] = 0.0
+            return terms
+
+        apart = _Apart(targets if is_class else block.first)
+        squares = _Sum(squares_of)
+        wanted: list[_Apart | _Sum] = [apart, squares]
+        cross = _Sum(lambda classes, d, e: times(e, block.soft(classes)))
+        soft = _Sum(lambda classes, d, e: block.soft(classes) ** 2)
+        mass = _Sum(lambda classes, d, e: self._mass(block, classes))
+        if not is_class:
+            wanted += [cross, soft, mass]
+        block.reduce(*wanted)
+        other = apart.other()
+        total = other + apart.e
+        q = squares.total() / total / total
+        p, rest = apart.e / total, other / total
+        if is_class:
+            value = 0.5 * (q + rest * rest)
+            mean = q - p * rest
+        else:
+            pt = cross.total() / total
+            value = 0.5 * np.maximum((q + soft.total()) - 2.0 * pt, 0.0)
+            mean = q - pt
+        lost = block.without_result | np.isnan(weight)
+        if self._out_rows is not None:
+            value = times(weight, value)
+            value[lost] = np.nan
+            self._store_rows(rows, np.where(counts, value, 0.0))
+        if self._out_map is None:
+            return
+        weight = weight * self._factor(block)
+        lost |= np.isnan(weight)
+        for classes in block.walk():
+            _, g = block.shifted(classes)
+            g /= total[:, None]
+            difference = g if is_class else g - block.soft(classes)
+            g = times(g, difference - mean[:, None])
+            if is_class:
+                here, column = _inside(targets, classes)
+                g[here, column] = (0.0 - times(p, rest * rest + q))[here]
+            g = times(g, weight[:, None])
+            g[lost] = np.nan
+            g[~counts] = 0.0
+            self._store_map(rows, classes, g)
+
+    def _nll(self, block: _Block) -> None:
+        targets, weight, _, counts = self._weights(block)
+        lost = np.isnan(weight)
+        if self._out_rows is not None:
+            value = times(weight, 0.0 - block.at(targets))
+            value[lost] = np.nan
+            self._store_rows(block.rows, np.where(counts, value, 0.0))
+        if self._out_map is None:
+            return
+        weight = 0.0 - weight * self._factor(block)
+        for classes in block.walk():
+            g = np.zeros((block.n, classes.stop - classes.start))
+            here, column = _inside(targets, classes)
+            g[here, column] = weight[here]
+            g[lost] = np.nan
+            g[~counts] = 0.0
+            self._store_map(block.rows, classes, g)
+
+    def _points(self, lo: int, hi: int, stopped: Callable[[], bool]) -> None:
+        """Evaluate pieces lo <= i < hi of `POINTS` rows of one logit each."""
+        call = self._call
+        assert self._soft_targets is not None
+        n = math.prod(self._logits.shape[:-1])
+        step = BLOCK // POINTS
+        for start in range(lo, hi, step):
+            if stopped():
+                return
+            stop = min(start + step, hi)
+            rows = self._select(start * POINTS, min(stop * POINTS, n))
+            z = self._logits[(*rows, 0)].astype(np.float64)
+            t = self._soft_targets[(*rows, 0)].astype(np.float64)
+            s = np.ones(z.shape)
+            if self._sample_weight is not None:
+                s = self._sample_weight[rows].astype(np.float64)
+            counts = s != 0.0
+            self.refused |= bool((counts & ~((t >= 0.0) & (t <= 1.0))).any())
+            z, t = np.where(counts, z, 0.0), np.where(counts, t, 0.0)
+            yes, no = t, 1.0 - t
+            if self._pos_weight is not None:
+                yes = self._pos_weight[rows].astype(np.float64) * t
+            e = np.exp(-np.abs(z))
+            if self._out_rows is not None:
+                side = np.where(z < 0.0, yes, no)
+                value = s * (times(side, np.abs(z)) + (yes + no) * np.log1p(e))
+                if call.summed:
+                    whole = np.zeros((stop - start, POINTS))
+                    whole.reshape(-1)[: value.size] = value
+                    self._out_rows[start:stop] = sums(whole)
+                else:
+                    self._out_rows[rows] = value
+            if self._out_map is not None:
+                far, near = 1.0 / (1.0 + e), e / (1.0 + e)
+                up, down = np.where(z < 0.0, near, far), np.where(z < 0.0, far, near)
+                weight: Float64s | float = call.scale
+                if self._upstream is not None:
+                    weight = self._upstream[rows].astype(np.float64) * call.scale
+                g = times(np.where(counts, s * weight, 0.0), no * up - yes * down)
+                self._store_map(rows, 0, g)
+
+    def _factor(self, block: _Block) -> Float64s | float:
+        """Return what multiplies the gradient beside the row's weight."""
+        # In this order: one number for all rows reaches `scale` by the same products.
+        if self._upstream is None:
+            return self._call.scale
+        factor: Float64s = self._upstream[block.rows].astype(np.float64) * self._call.scale
+        return factor
 
     def _owed(self, block: _Block, classes: slice) -> Float64s:
         """Return B_k, of one row where it is the same for all; what is > 0 does not underflow."""
@@ -328,7 +486,7 @@ class RowsTask:
         if self._out_rows is not None:
             self._out_rows[rows] = values
 
-    def _store_map(self, rows: Rows, classes: slice, values: Float64s) -> None:
+    def _store_map(self, rows: Rows, classes: slice | int, values: Float64s) -> None:
         assert self._out_map is not None
         # bfloat16, which to NumPy is of no kind: its cast from float64 rounds twice.
         narrow = self._out_map.dtype.kind == "V"
@@ -559,6 +717,11 @@ class _Sum:
 
     def total(self) -> Float64s:
         return sums(np.stack(self._parts, axis=1))
+
+
+def _self_information(t: Float64s) -> Float64s:
+    """Return t log t, 0 log 0 = 0."""
+    return times(t, np.log(np.where(t > 0.0, t, 1.0)))
 
 
 def _inside(columns: Columns, classes: slice) -> tuple[Columns, Columns]:
