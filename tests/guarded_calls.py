@@ -96,6 +96,13 @@ class Case:
                     yield (f"{loss}_with_grad, {kind}, {more}", call, shaped, {**flat, **some},
                            "grad_out", spec.argument)
         z = {"logits": self.z}
+        for kind, targets in (("classes", self.targets), ("probabilities", self.probabilities)):
+            shaped = z if kind == "classes" else {**z, "targets": targets}
+            flat = rows if kind == "classes" else {}
+            some = {name: self.arrays[name] for name in ("sample_weight", "class_weight")}
+            yield (f"cross_entropy_grad_hess, {kind}",
+                   self.partial(sx.cross_entropy_grad_hess, hessian="xgboost", temperature=0.7),
+                   shaped, {**flat, **some}, "hess_out", "logits")
         for name in ("softmax", "log_softmax"):
             yield name, self.partial(getattr(sx, name)), z, {}, "out", "logits"
         yield ("softmax_vjp", self.partial(sx.softmax_vjp),

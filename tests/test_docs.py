@@ -132,7 +132,8 @@ def test_pytorch_page_names_every_parameter():
 
 def test_pytorch_page_names_our_options():
     """What is in its right-hand columns as `name=` is a parameter."""
-    parameters = {name for function in (sx.cross_entropy_with_grad, sx.softmax, sx.accuracy)
+    functions = [sx.softmax, sx.accuracy, *(getattr(sx, f"{loss}_with_grad") for loss in LOSSES)]
+    parameters = {name for function in functions
                   for name in inspect.signature(function).parameters}
     ours = re.findall(r"^\|[^|]*\|([^|]*)\|", PYTORCH.split("## What differs")[0], re.M)
     assert {name for cell in ours for name in re.findall(r"\b(\w+)=", cell)} <= parameters

@@ -154,6 +154,10 @@ CASES = {
     "accuracy": (each(lambda z, y, options: sx.accuracy(z, y, k=2, **options)),
                  lambda level: sx.accuracy(np.zeros((2, 3)), [0, 3], backend=level.backend)),
     "available_backends": (lambda level: sx.available_backends(), None),
+    "cross_entropy_grad_hess": (
+        each(lambda z, y, options: [sx.cross_entropy_grad_hess(z, y, hessian=rule, **options)
+                                    for rule in ("xgboost", "xgboost-residual")]),
+        lambda level: sx.cross_entropy_grad_hess(np.zeros((2, 3)), [0, 3], backend=level.backend)),
     "diagnose": (each(lambda z, y, options: sx.diagnose(z, y)), lambda level: sx.diagnose(1)),
     "explain": (plans, lambda level: sx.explain((2, 3), "float32", backend="none such")),
     "get_num_threads": (lambda level: sx.get_num_threads(), None),

@@ -285,7 +285,7 @@ def test_rows_without_a_softmax(level, any_dtype, name, n_classes):
     rng = np.random.default_rng(n_classes)
     setting = SETTINGS[name]
     if setting.loss == "nll_loss":
-        pytest.skip("reads the target's entry alone: see test_nll.py")
+        pytest.skip("reads the target's entry alone: see test_losses.py")
     clean = rng.normal(0, 3, (9, n_classes)).astype(storage(any_dtype))
     targets = rng.integers(0, n_classes, 9)
     if setting.kind == "probabilities":

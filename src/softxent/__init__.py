@@ -10,6 +10,7 @@ from softxent._plan import BackendUnavailableError, Plan, available_backends, se
 from softxent._threads import get_num_threads, register_threadpoolctl, set_num_threads
 from softxent._warmup import warmup
 from softxent.losses.cross_entropy import cross_entropy, cross_entropy_with_grad
+from softxent.losses.cross_entropy_grad_hess import cross_entropy_grad_hess
 from softxent.losses.focal_loss import focal_loss, focal_loss_with_grad
 from softxent.losses.kl_divergence import kl_divergence, kl_divergence_with_grad
 from softxent.losses.nll_loss import nll_loss, nll_loss_with_grad
@@ -37,6 +38,7 @@ __all__ = [
     "accuracy",
     "available_backends",
     "cross_entropy",
+    "cross_entropy_grad_hess",
     "cross_entropy_with_grad",
     "diagnose",
     "explain",

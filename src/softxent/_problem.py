@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
@@ -62,6 +63,8 @@ class Problem:
     out, given_out
         The caller's output of the logits' shape, as an ndarray and as it came (a subclass, a
         memmap); or None: a fresh one.
+    inputs
+        The caller's arrays beside the logits, by name: no output may share their memory.
     """
 
     call: Call
@@ -73,6 +76,7 @@ class Problem:
     axis: int | None
     out: NDArray[np.floating] | None
     given_out: NDArray[np.floating] | None
+    inputs: dict[str, NDArray[Any]]
 
 
 def normalise(
@@ -94,6 +98,7 @@ def normalise(
     wants_map: bool = False,
     out: NDArray[np.floating] | None = None,
     out_name: str = "out",
+    out_dtypes: Collection[str] = (),
     upstream: ArrayLike = 1.0,
     cotangent: ArrayLike | None = None,
 ) -> Problem:
@@ -133,10 +138,10 @@ def normalise(
             _check_range(y, n_classes, call.ignore_index)
             call.targets = y if rows_shape else y.reshape(call_rows)
         else:
-            call.soft_targets = _matrix(y, last)
+            call.soft_targets = matrix(y, last)
     if cotangent is not None:
         u = _cotangent(cotangent, z)
-        call.soft_targets = _matrix(u, last)
+        call.soft_targets = matrix(u, last)
         inputs["upstream"] = u
     if sample_weight is not None:
         s = _weights(sample_weight, "sample_weight", rows_shape, "one a row")
@@ -186,13 +191,13 @@ def normalise(
             inputs["upstream"] = up
         given_out = out
         if out is not None:
-            out = _output(out, out_name, z, spec.argument, inputs)
+            out = _output(out, out_name, z, spec.argument, inputs, out_dtypes)
             if kind == "probabilities" and np.may_share_memory(out, z):
                 # Logits that are overwritten cannot be had back.
                 check_probabilities(call, last, z.ndim)
 
     key = Key(spec.op, dtype, _order(call.logits), wants_map, kind, call.temperature != 1.0)
-    return Problem(call, key, reduction, d, rows_shape, z, last, out, given_out)
+    return Problem(call, key, reduction, d, rows_shape, z, last, out, given_out, inputs)
 
 
 def normalise_points(
@@ -269,7 +274,42 @@ def normalise_points(
                 # Logits that are overwritten cannot be had back.
                 check_shares(call, z.ndim)
     key = Key(spec.op, dtype, _order(call.logits), wants_map, "probabilities")
-    return Problem(call, key, reduction, d, z.shape, z, None, out, given_out)
+    return Problem(call, key, reduction, d, z.shape, z, None, out, given_out, inputs)
+
+
+def hessian_of(problem: Problem, scale: float, floor: float,
+               out: NDArray[np.floating] | None, name: str, dtypes: Collection[str]) -> Problem:
+    """Return the problem of the Hessian that goes with a gradient's, into `out`."""
+    call = problem.call
+    given_out = out
+    if out is not None:
+        taken = {} if problem.out is None else {"grad_out": problem.out}
+        out = _output(out, name, problem.logits, "logits", {**problem.inputs, **taken}, dtypes)
+        if call.soft_targets is not None and np.may_share_memory(out, problem.logits):
+            check_soft_targets(problem)
+    second = replace(call, op=Op.HESSIAN, scale=scale, floor=floor, upstream=None)
+    return replace(problem, call=second, key=problem.key._replace(op=Op.HESSIAN), out=out,
+                   given_out=given_out)
+
+
+def rows_output(problem: Problem, out: NDArray[np.floating] | None, name: str,
+                others: dict[str, NDArray[Any] | None]) -> NDArray[np.floating] | None:
+    """Check an output of the rows' shape, which shares memory with nothing."""
+    if out is None:
+        return None
+    if np.ma.isMaskedArray(out) or not isinstance(out, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array to write into, got {type(out).__name__}")
+    into = np.asarray(out)
+    if into.shape != problem.rows_shape:
+        raise ValueError(
+            f"{name} must have the rows' shape {problem.rows_shape}, got {into.shape}")
+    if into.dtype.kind != "f" or not dtype_name(into.dtype):
+        raise ValueError(f"{name} must be float32 or float64, got {into.dtype}")
+    _check_room(into, name)
+    for other, array in {"logits": problem.logits, **problem.inputs, **others}.items():
+        if array is not None and _share(into, array):
+            raise ValueError(f"{name} shares memory with {other}; pass an array of its own")
+    return into
 
 
 def _broadcast(weights: NDArray[Any], name: str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -322,10 +362,23 @@ def classes_last(array: NDArray[Any], axis: int | None) -> NDArray[Any]:
     return array if axis == array.ndim - 1 else np.moveaxis(array, axis, -1)
 
 
-def _matrix(array: NDArray[Any], axis: int) -> NDArray[Any]:
+def matrix(array: NDArray[Any], axis: int) -> NDArray[Any]:
     """Return a view with classes last and at least one axis of rows."""
     moved = classes_last(array, axis)
     return moved if moved.ndim > 1 else moved[np.newaxis]
+
+
+def rows_that_count(call: Call) -> NDArray[np.bool_]:
+    """Return which rows have a loss: not ignored, and not of weight 0."""
+    counts = np.ones(call.logits.shape[:-1], bool)
+    if call.sample_weight is not None:
+        counts &= call.sample_weight != 0
+    if call.targets is not None:
+        if call.ignore_index is not None:
+            counts &= call.targets != call.ignore_index
+        if call.class_weight is not None and not call.smoothing and not call.z_loss:
+            counts &= call.class_weight[np.where(counts, call.targets, 0).astype(np.intp)] != 0.0
+    return counts
 
 
 def divisor_of(call: Call) -> float:
@@ -713,7 +766,9 @@ def _upstream(
 
 
 def _output(out: NDArray[np.floating], name: str, z: NDArray[np.floating], argument: str,
-            inputs: dict[str, NDArray[Any]]) -> NDArray[np.floating]:
+            inputs: dict[str, NDArray[Any]], dtypes: Collection[str] = (),
+            ) -> NDArray[np.floating]:
+    """Return an output of the logits' shape; `dtypes`: those it may have beside the usual."""
     if np.ma.isMaskedArray(out) or not isinstance(out, np.ndarray):
         raise TypeError(
             f"{name} must be a NumPy array to write into, got {type(out).__name__}"
@@ -721,17 +776,13 @@ def _output(out: NDArray[np.floating], name: str, z: NDArray[np.floating], argum
     into = np.asarray(out)
     if into.shape != z.shape:
         raise ValueError(f"{name} must have the {argument}' shape {z.shape}, got {into.shape}")
-    dtypes = {dtype_name(z.dtype), "float32" if z.itemsize == 2 else dtype_name(z.dtype)}
-    if dtype_name(into.dtype) not in dtypes:
-        raise ValueError(f"{name} must have the {argument}' dtype {z.dtype}"
-                         f"{' or float32' if z.itemsize == 2 else ''}, got {into.dtype}")
-    if not into.flags.writeable:
-        raise ValueError(f"{name} is read-only; pass a writeable array or leave it out")
-    if _overlaps_itself(into):
+    own = dtype_name(z.dtype)
+    others = dict.fromkeys(("float32",) * (z.itemsize == 2) + tuple(dtypes))
+    if dtype_name(into.dtype) not in {own, *others}:
+        choice = " or ".join(["", *(other for other in others if other != own)])
         raise ValueError(
-            f"{name} must not overlap itself, but strides {into.strides} of shape {into.shape} "
-            "reach some elements twice; pass a copy"
-        )
+            f"{name} must have the {argument}' dtype {z.dtype}{choice}, got {into.dtype}")
+    _check_room(into, name)
     if _share(into, z) and not _same_memory(into, z):
         raise ValueError(
             f"{name} shares memory with {argument} but is not the same array; pass "
@@ -741,6 +792,16 @@ def _output(out: NDArray[np.floating], name: str, z: NDArray[np.floating], argum
         if _share(into, array):
             raise ValueError(f"{name} shares memory with {other}; pass an array of its own")
     return into
+
+
+def _check_room(into: NDArray[Any], name: str) -> None:
+    if not into.flags.writeable:
+        raise ValueError(f"{name} is read-only; pass a writeable array or leave it out")
+    if _overlaps_itself(into):
+        raise ValueError(
+            f"{name} must not overlap itself, but strides {into.strides} of shape {into.shape} "
+            "reach some elements twice; pass a copy"
+        )
 
 
 def _same_memory(a: NDArray[Any], b: NDArray[Any]) -> bool:

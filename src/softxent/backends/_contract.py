@@ -27,6 +27,7 @@ class Op(enum.IntEnum):
     SQUARED_ERROR = enum.auto()
     NLL = enum.auto()  # of log-probabilities, given as logits
     SIGMOID = enum.auto()  # one logit a row, many rows a piece
+    HESSIAN = enum.auto()  # of cross-entropy, its diagonal, not below `Call.floor`; no row values
     # From here on the pieces.
     LOGSUMEXP = enum.auto()
     SOFTMAX = enum.auto()
@@ -110,6 +111,8 @@ class Call:
         1 cost. (Its `soft_targets` are of any real dtype and within [0, 1], or refused.)
     summed
         `Op.SIGMOID`: `out_rows` is float64 and has one element for every `POINTS` rows: their sum.
+    floor
+        `Op.HESSIAN`: >= 0.
     slack
         `Op.KL`: how far from 1 the sum of a row's targets may be for the row's value to be one that
         cannot be negative.
@@ -139,6 +142,7 @@ class Call:
     z_loss: float = 0.0
     gamma: float = 0.0
     slack: float = 0.0
+    floor: float = 0.0
     pos_weight: NDArray[np.generic] | None = None
     summed: bool = False
 

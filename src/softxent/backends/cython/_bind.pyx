@@ -38,7 +38,7 @@ cdef extern from "call.h" nogil:
         const void* class_weight_real
         double class_unit, class_weight_mean
         int64_t has_ignore, ignore_index
-        double scale, smoothing, temperature, softcap, z_loss, gamma, slack
+        double scale, smoothing, temperature, softcap, z_loss, gamma, slack, floor
         int64_t n_points, summed
         int64_t all_slow, refused
         void* out_rows
@@ -94,6 +94,7 @@ cdef class Bound:
         self.call.z_loss = call.z_loss
         self.call.gamma = call.gamma
         self.call.slack = call.slack
+        self.call.floor = call.floor
         self.wide = call.logits.dtype.itemsize == 8
         self.matrix(&self.call.logits, call.logits)
         self.matrix(&self.call.out_map, call.out_map)

@@ -173,6 +173,37 @@ cdef void head_squared_error(const sx_call* call, Rows* rows, const scaling* sca
         rows.apart[j] = 0.0 - times(p * (rest * rest + squares), w)
 
 
+cdef void head_hessian(const sx_call* call, Rows* rows, const scaling* scale) noexcept nogil:
+    # A p (1 - p), A the sum of the target masses: e (A/S - e A/S^2). Of the largest logit apart, 1 - p
+    # is S'/S: no other p is beyond a half.
+    cdef double e_y, e_top, rest, beside, total, mass, w
+    cdef double keep = 1.0 - call.smoothing
+    cdef double spread_mass = call.smoothing * call.class_weight_mean
+    cdef double has_classes = 1.0 if call.soft.rows.data == NULL else 0.0
+    cdef double plain = 1.0 if is_plain(call) else 0.0
+    cdef int64_t j
+    for j in range(GROUP):
+        e_top = rows.e_top[j]
+        rest = rows.rest[j] + rows.carry[j]
+        mass = rows.hard[j] + (keep * summed(rows.soft.mass[j], rows.soft.mass_carry[j])
+                               + spread_mass)
+        w = rows.w[j] * (1.0 if plain > 0.0 else mass)
+        e_y = exp_at(rows.z_y[j] - rows.moved[j], rows.n[j], scale)
+        e_y = e_y if has_classes > 0.0 else 0.0
+        total = (rest + e_top) + e_y
+        beside = rest if rows.k_top[j] == rows.y[j] else rest + e_y
+        e_top = e_y if rows.k_top[j] == rows.y[j] else e_top
+        w = or_nan(w, total)
+        rows.value[j] = 0.0
+        rows.a[j] = w / total
+        rows.q[j] = (0.0 - w) / total / total
+        rows.d[j] = 0.0
+        rows.apart[j] = at_least(call.floor, times(e_top / total * (beside / total), w))
+    for j in range(rows.count):
+        if rows.lane[j] == FAST or rows.lane[j] == SLOW:
+            rows.y[j] = rows.k_top[j]
+
+
 cdef void head_entropy(Rows* rows, const scaling* scale) noexcept nogil:
     # log S - (top - r) + sum of p (top - z).
     cdef double apart, total
@@ -247,6 +278,8 @@ cdef void head(const sx_call* call, Rows* rows, int64_t first,
         focus_rows(rows, call.gamma, scale)
     if call.op == SQUARED_ERROR:
         head_squared_error(call, rows, scale)
+    elif call.op == HESSIAN:
+        head_hessian(call, rows, scale)
     elif call.op < LOGSUMEXP:
         if is_plain(call):
             head_cross_entropy(rows, scale)

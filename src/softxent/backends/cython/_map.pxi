@@ -151,6 +151,14 @@ cdef void map_square(Rows* rows, int64_t j, const real* x, const real* t, real* 
             out[i] = fma_of(e, fma_of(t[i], d, fma_of(e, q, a)), <real>0.0)
 
 
+cdef void raise_to_floor(const sx_call* call, real* out, int64_t length) noexcept nogil:
+    cdef real least = <real>call.floor
+    cdef int64_t i
+    if call.floor > 0.0:
+        for i in range(length):
+            out[i] = least if out[i] < least else out[i]
+
+
 cdef void map_columns_square(const sx_call* call, Rows* rows, const real* t,
                              real* e) noexcept nogil:
     cdef real a[GROUP]
@@ -178,6 +186,7 @@ cdef void map_columns_square(const sx_call* call, Rows* rows, const real* t,
             for j in range(GROUP):
                 value = fma_of(t[i * GROUP + j], d[j], fma_of(e[i * GROUP + j], q[j], a[j]))
                 e[i * GROUP + j] = fma_of(e[i * GROUP + j], value, <real>0.0)
+    raise_to_floor(call, e, call.n_classes * GROUP)
 
 
 cdef void map_columns_mixed(const sx_call* call, Rows* rows, const real* t, real* slope,
@@ -224,7 +233,7 @@ cdef void map_columns(const sx_call* call, Rows* rows, const real* x, const real
     cdef real value
     cdef double inverse = inverse_of(scale)
     cdef int64_t i, j, classes = call.n_classes
-    cdef bint square = call.op == SQUARED_ERROR
+    cdef bint square = is_squared(call)
     cdef bint mixed = not square and not is_plain(call)
     if call.op == LOG_SOFTMAX:
         for i in range(classes):
@@ -271,7 +280,7 @@ cdef int map_slow(const sx_call* call, Rows* rows, int64_t j, char* g, int64_t g
     # A whole row that is not FAST; the logits and g may be the same memory.
     cdef int64_t k
     cdef double value, slope, t = 0.0, power_k, power_low
-    cdef bint square = call.op == SQUARED_ERROR
+    cdef bint square = is_squared(call)
     cdef bint mixed = not square and not is_plain(call)
     power_of(rows.n[j], &power_k, &power_low, scale)
     sx_float_subnormals(call.all_slow != 0)
@@ -289,6 +298,8 @@ cdef int map_slow(const sx_call* call, Rows* rows, int64_t j, char* g, int64_t g
                 if call.soft.rows.data != NULL:
                     t = sx_load_real(rows.t[j] + k * call.soft.class_stride, call.soft.rows.type)
                 value = square_of(rows, j, exp_of(value - rows.moved[j], power_k, power_low, scale), t)
+                if call.op == HESSIAN:
+                    value = at_least(call.floor, value)
             else:
                 value = times(exp_of(value - rows.moved[j], power_k, power_low, scale), rows.a[j])
             if mixed:

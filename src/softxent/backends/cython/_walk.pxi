@@ -67,7 +67,7 @@ cdef extern from "call.h" nogil:
         const void* class_weight_real
         double class_unit, class_weight_mean
         int64_t has_ignore, ignore_index
-        double scale, smoothing, temperature, softcap, z_loss, gamma, slack
+        double scale, smoothing, temperature, softcap, z_loss, gamma, slack, floor
         int64_t n_points, summed
         int64_t all_slow
         void* out_rows
@@ -162,6 +162,7 @@ cdef enum:
     SQUARED_ERROR
     NLL
     SIGMOID
+    HESSIAN
     LOGSUMEXP
     SOFTMAX
     LOG_SOFTMAX
@@ -269,7 +270,7 @@ cdef struct Rows:
     double low[GROUP]
     double b[GROUP]          # what the map adds: b u + c v
     double c[GROUP]
-    double q[GROUP]          # the squared error's map: e (a + q e + d t)
+    double q[GROUP]          # the map of squared error and Hessian: e (a + q e + d t)
     double d[GROUP]
 
 
@@ -347,6 +348,16 @@ cdef inline double reference_low(double n, double* high, const scaling* scale) n
 cdef inline double times(double p, double factor) noexcept nogil:
     # 0 times a factor that overflowed is 0; times NaN, a row without a result, it is NaN.
     return 0.0 if p == 0.0 and factor == factor else p * factor
+
+
+cdef inline bint is_squared(const sx_call* call) noexcept nogil:
+    # Whether the map is e (a + q e + d t).
+    return call.op == SQUARED_ERROR or call.op == HESSIAN
+
+
+cdef inline double at_least(double least, double value) noexcept nogil:
+    # A NaN stays.
+    return least if value < least else value
 
 
 # ---- rows ----------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ typedef struct {
     const void *class_weight_real;
     double class_unit, class_weight_mean;
     int64_t has_ignore, ignore_index;
-    double scale, smoothing, temperature, softcap, z_loss, gamma, slack;
+    double scale, smoothing, temperature, softcap, z_loss, gamma, slack, floor;
     /* Rows that go together (Op SIGMOID): how many there are, and whether out_rows has their sums. */
     int64_t n_points, summed;
     /* Every row by the slow lane: an option beyond the range of the logits' precision. */

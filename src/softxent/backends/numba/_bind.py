@@ -58,6 +58,7 @@ class Bound:
         c.z_loss = call.z_loss
         c.gamma = call.gamma
         c.slack = call.slack
+        c.floor = call.floor
         self._matrix(c.logits, call.logits)
         self._matrix(c.out_map, call.out_map)
         self._matrix(c.soft, call.soft_targets)

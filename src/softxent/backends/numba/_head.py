@@ -30,6 +30,7 @@ from softxent.backends.numba._rows import (
     ENTROPY,
     FAST,
     FOCAL,
+    HESSIAN,
     INF,
     LOGSUMEXP,
     MIX_UNIT,
@@ -38,6 +39,7 @@ from softxent.backends.numba._rows import (
     SKIPPED,
     SLOW,
     SQUARED_ERROR,
+    at_least,
     capped,
     class_weight_of,
     is_plain,
@@ -215,6 +217,38 @@ def head_squared_error(call, rows, scale):
 
 
 @part
+def head_hessian(call, rows, scale):
+    # A p (1 - p), A the sum of the target masses: e (A/S - e A/S^2). Of the largest logit apart,
+    # 1 - p is S'/S: no other p is beyond a half.
+    stay_apart()
+    keep = 1.0 - call.smoothing
+    spread_mass = call.smoothing * call.class_weight_mean
+    has_classes = call.soft.rows.data == 0
+    plain = is_plain(call)
+    for j in range(GROUP):
+        e_top = rows.e_top[j]
+        rest = rows.rest[j] + rows.carry[j]
+        mass = rows.hard[j] + (keep * summed(rows.soft.mass[j], rows.soft.mass_carry[j])
+                               + spread_mass)
+        w = rows.w[j] * (1.0 if plain else mass)
+        e_y = exp_at(rows.z_y[j] - rows.moved[j], rows.n[j], scale)
+        e_y = e_y if has_classes else 0.0
+        total = (rest + e_top) + e_y
+        leads = rows.k_top[j] == rows.y[j]
+        beside = rest if leads else rest + e_y
+        e_top = e_y if leads else e_top
+        w = or_nan(w, total)
+        rows.value[j] = 0.0
+        rows.a[j] = w / total
+        rows.q[j] = (0.0 - w) / total / total
+        rows.d[j] = 0.0
+        rows.apart[j] = at_least(call.floor, times(e_top / total * (beside / total), w))
+    for j in range(rows.count):
+        if rows.lane[j] == FAST or rows.lane[j] == SLOW:
+            rows.y[j] = rows.k_top[j]
+
+
+@part
 def head_entropy(rows, scale):
     # log S - (top - r) + sum of p (top - z).
     stay_apart()
@@ -291,6 +325,8 @@ def head(call, rows, first, scale):
         focus_rows(rows, call.gamma, scale)
     if call.op == SQUARED_ERROR:
         head_squared_error(call, rows, scale)
+    elif call.op == HESSIAN:
+        head_hessian(call, rows, scale)
     elif call.op < LOGSUMEXP:
         if is_plain(call):
             head_cross_entropy(rows, scale)

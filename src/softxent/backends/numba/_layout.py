@@ -58,6 +58,7 @@ class Call(ctypes.Structure):
         ("has_ignore", c_int64), ("ignore_index", c_int64),
         ("scale", c_double), ("smoothing", c_double), ("temperature", c_double),
         ("softcap", c_double), ("z_loss", c_double), ("gamma", c_double), ("slack", c_double),
+        ("floor", c_double),
         # Rows that go together: how many there are, and whether out_rows has their sums.
         ("n_points", c_int64), ("summed", c_int64),
         ("all_slow", c_int64),  # every row by the slow lane

@@ -30,6 +30,7 @@ from softxent.backends.numba._layout import GROUP, TYPE_F32, TYPE_F64
 from softxent.backends.numba._load import load_real, store_real
 from softxent.backends.numba._reduce import weighted
 from softxent.backends.numba._rows import (
+    HESSIAN,
     LOG_SOFTMAX,
     NAN,
     NARROW_LEAST,
@@ -38,11 +39,12 @@ from softxent.backends.numba._rows import (
     ROOM_MASS,
     SKIPPED,
     SOFTMAX,
-    SQUARED_ERROR,
+    at_least,
     capped,
     class_weight_of,
     is_plain,
     is_single,
+    is_squared,
     room_at,
     tick,
 )
@@ -211,6 +213,14 @@ def map_square(rows, j, x, t, has_t, out, length, scale):
 
 
 @part
+def raise_to_floor(call, out, length):
+    least = as_type(out[0], call.floor)
+    if call.floor > 0.0:
+        for i in range(length):
+            out[i] = at_least(least, out[i])
+
+
+@part
 def map_columns_square(call, rows, t, has_t, e):
     stay_apart()
     zero = as_type(e[0], 0.0)
@@ -238,6 +248,7 @@ def map_columns_square(call, rows, t, has_t, e):
         else:
             for j in range(GROUP):
                 p[j] = fma(p[j], fma(p[j], q[j], a[j]), zero)
+    raise_to_floor(call, e, call.n_classes * GROUP)
 
 
 @part
@@ -283,7 +294,7 @@ def map_columns(call, rows, x, t, has_t, slope, has_slope, e, scale):
     stay_apart()
     zero = as_type(x[0], 0.0)
     classes = call.n_classes
-    square = call.op == SQUARED_ERROR
+    square = is_squared(call)
     mixed = not square and not is_plain(call)
     if call.op == LOG_SOFTMAX:
         inverse = inverse_of(scale)
@@ -340,7 +351,7 @@ def kind_of(zero):
 def map_slow(call, rows, j, g, g_stride, g_kind, scale, control):
     # A whole row that is not FAST, to address g; the logits and g may be the same memory.
     stay_apart()
-    square = call.op == SQUARED_ERROR
+    square = is_squared(call)
     mixed = not square and not is_plain(call)
     power_k, power_low = power_of(rows.n[j], 0.0, scale)
     subnormals(call.all_slow != 0)
@@ -359,6 +370,8 @@ def map_slow(call, rows, j, g, g_stride, g_kind, scale, control):
                 value = half_way(z, rows.high[j], 0.0, scale) - rows.low[j]
             elif square:
                 value = square_of(rows, j, exp_of(z - rows.moved[j], power_k, power_low, scale), t)
+                if call.op == HESSIAN:
+                    value = at_least(call.floor, value)
             else:
                 value = times(exp_of(z - rows.moved[j], power_k, power_low, scale), rows.a[j])
             if mixed:

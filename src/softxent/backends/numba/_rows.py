@@ -54,8 +54,8 @@ INF = float("inf")
 NAN = float("nan")
 
 # backends/_contract.py's Op: the losses, then the pieces.
-CROSS_ENTROPY, FOCAL, KL, SQUARED_ERROR, NLL, SIGMOID = range(6)
-LOGSUMEXP, SOFTMAX, LOG_SOFTMAX, ENTROPY, RANK, SOFTMAX_VJP = range(6, 12)
+CROSS_ENTROPY, FOCAL, KL, SQUARED_ERROR, NLL, SIGMOID, HESSIAN = range(7)
+LOGSUMEXP, SOFTMAX, LOG_SOFTMAX, ENTROPY, RANK, SOFTMAX_VJP = range(7, 13)
 
 FAST = 0  # by pieces
 SLOW = 1  # one term at a time
@@ -109,6 +109,18 @@ def room_at(room, offset, zero):
 def is_plain(call):
     # Whether a row's loss is its target's alone.
     return call.soft.rows.data == 0 and call.smoothing == 0.0 and call.z_loss == 0.0
+
+
+@inlined
+def is_squared(call):
+    # Whether the map is e (a + q e + d t).
+    return call.op == SQUARED_ERROR or call.op == HESSIAN
+
+
+@inlined
+def at_least(least, value):
+    # A NaN stays.
+    return least if value < least else value
 
 
 @inlined

@@ -57,6 +57,7 @@ from softxent.backends.numba._map import (
     map_run,
     map_slow,
     map_square,
+    raise_to_floor,
 )
 from softxent.backends.numba._points import walk_points
 from softxent.backends.numba._reduce import (
@@ -98,6 +99,7 @@ from softxent.backends.numba._rows import (
     cap,
     gather,
     is_single,
+    is_squared,
     load_block,
     load_rows,
     room_at,
@@ -146,8 +148,9 @@ def map_given(call, rows, j, x, t, has_t, out, k0, length, scale, room):
         x = z
     if call.op == LOG_SOFTMAX:
         map_log(rows, j, x, out, length, scale)
-    elif call.op == SQUARED_ERROR:
+    elif is_squared(call):
         map_square(rows, j, x, t, has_t, out, length, scale)
+        raise_to_floor(call, out, length)
     elif has_t or call.smoothing > 0.0:
         map_mixed(call, rows, j, x, t, has_t, slope, has_slope, out, k0, length, scale, room)
     else:

@@ -41,6 +41,9 @@ Squared error, with Q = sum p^2 over the classes but a class target, of which 1 
     gradient    w p_k (p_k - t_k - c),     c = Q - p_y (1 - p_y), or Q - sum p t
                 and at the target -w p_y ((1 - p_y)^2 + Q)
 
+Hessian of cross-entropy, its diagonal: w (b + T) p_k (1 - p_k); of the largest logit S' / S for
+1 - p_k.
+
 Binary cross-entropy, every logit by itself, v the weight of what targets of 1 cost:
 
     row value   s [|z| (v t where z < 0, else 1 - t) + (v t + 1 - t) log(1 + exp(-|z|))]
@@ -165,6 +168,9 @@ class RowsTask:
         block.refer_to_largest()
         if op is Op.SQUARED_ERROR:
             self._squared_error(block)
+            return
+        if op is Op.HESSIAN:
+            self._hessian(block)
             return
         if op < Op.LOGSUMEXP:
             self._cross_entropy(block)
@@ -326,6 +332,32 @@ class RowsTask:
             g[lost] = np.nan
             g[~counts] = 0.0
             self._store_map(rows, classes, g)
+
+    def _hessian(self, block: _Block) -> None:
+        """Evaluate A p (1 - p), with 1 - p of the largest logit a sum of the others."""
+        _, weight, v_y, counts = self._weights(block)
+        first, mass = _Apart(block.first), _Sum(lambda classes, d, e: self._mass(block, classes))
+        if self._targets is None:
+            block.reduce(first, mass)
+            weight = weight * mass.total()
+        else:
+            block.reduce(first)
+            weight = weight * ((1.0 - self._call.smoothing) * v_y
+                               + self._call.smoothing * self._call.class_weight_mean)
+        other = first.other()
+        total = other + first.e
+        weight = weight * self._factor(block)
+        lost = block.without_result | np.isnan(weight)
+        for classes in block.walk():
+            _, h = block.shifted(classes)
+            h /= total[:, None]
+            rest = 1.0 - h
+            here, column = _inside(block.first, classes)
+            rest[here, column] = (other / total)[here]
+            h = np.maximum(times(h * rest, weight[:, None]), self._call.floor)
+            h[lost] = np.nan
+            h[~counts] = 0.0
+            self._store_map(block.rows, classes, h)
 
     def _nll(self, block: _Block) -> None:
         targets, weight, _, counts = self._weights(block)
