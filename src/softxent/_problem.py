@@ -196,7 +196,8 @@ def normalise(
                 # Logits that are overwritten cannot be had back.
                 check_probabilities(call, last, z.ndim)
 
-    key = Key(spec.op, dtype, _order(call.logits), wants_map, kind, call.temperature != 1.0)
+    key = Key(spec.op, dtype, _order(call.logits), wants_map, kind, call.temperature != 1.0,
+              call.has_options)
     return Problem(call, key, reduction, d, rows_shape, z, last, out, given_out, inputs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 from softxent._explain import key_of
@@ -17,8 +18,9 @@ def warmup(
 ) -> None:
     """Compile what later calls would compile, or load it from the cache.
 
-    Only the Numba backend compiles: 5 to 10 s a dtype, once a machine (see `SOFTXENT_CACHE_DIR`);
-    with a temperature again. Call it before forking, or before a clock is started.
+    Only the Numba backend compiles, once a machine (see `SOFTXENT_CACHE_DIR`): 4 to 7 s a dtype for
+    what cross-entropy does by default, twice that for other losses and options, and again with a
+    temperature. Call it before forking, or before a clock is started.
 
     Parameters
     ----------
@@ -51,5 +53,6 @@ def warmup(
             # An unknown name is refused by key_of.
             for kind in LOSSES[loss].targets if loss in LOSSES else ("classes",):
                 key = key_of(dtype, "C", loss, kind, grad=True)
-                for temperature in (False, True):
-                    select(key._replace(temperature=temperature), 1, 2, backend, None)
+                for temperature, options in itertools.product((False, True), repeat=2):
+                    select(key._replace(temperature=temperature, options=options), 1, 2, backend,
+                           None)

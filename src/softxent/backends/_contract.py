@@ -53,6 +53,8 @@ class Key(NamedTuple):
         "classes", "probabilities", or "" where there are none.
     temperature
         Whether there is one (other than 1).
+    options
+        Whether there is another that changes what a row's value is: `Call.has_options`.
     """
 
     op: Op
@@ -61,6 +63,7 @@ class Key(NamedTuple):
     wants_map: bool  # does the call fill an array of the logits' shape (gradient, softmax)?
     targets: str = ""
     temperature: bool = False
+    options: bool = False
 
 
 @dataclass(slots=True)
@@ -145,6 +148,11 @@ class Call:
     floor: float = 0.0
     pos_weight: NDArray[np.generic] | None = None
     summed: bool = False
+
+    @property
+    def has_options(self) -> bool:
+        """Whether there is label smoothing, a softcap or a z-loss."""
+        return self.smoothing != 0.0 or self.softcap != 0.0 or self.z_loss != 0.0
 
     @property
     def n_rows(self) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from softxent import _cache
 from softxent._machine import usable_levels
 from softxent._threads import native
-from softxent.backends._contract import Backend, Call, Key, Native
+from softxent.backends._contract import Backend, Call, Key, Native, Op
 from softxent.backends.numba._bind import Bound
 
 if TYPE_CHECKING:
@@ -55,8 +55,16 @@ class Task:
 # ---- walks ---------------------------------------------------------------------------------------
 
 
-def _walk_of(item_size: int, has_temperature: bool) -> str:
-    return f"walk_{'scaled_' if has_temperature else ''}{'f64' if item_size == 8 else 'f32'}"
+#: What plain walks compute (`_layout.PlainCall`).
+_PLAIN = {Op.CROSS_ENTROPY, Op.LOGSUMEXP, Op.SOFTMAX, Op.LOG_SOFTMAX}
+
+
+def _walk_of(op: Op, is_wide: bool, has_shares: bool, has_options: bool,
+             has_temperature: bool) -> str:
+    kind = "scaled_" if has_temperature else ""
+    if op in _PLAIN and not has_shares and not has_options and not has_temperature:
+        kind = "plain_"
+    return f"walk_{kind}{'f64' if is_wide else 'f32'}"
 
 
 _loaded: dict[tuple[str, str], Loaded] = {}
@@ -164,7 +172,8 @@ class Numba(Backend):
         reason = self._absence()
         if reason is not None:
             return reason
-        walk = _walk_of(8 if key.dtype == "float64" else 4, key.temperature)
+        walk = _walk_of(key.op, key.dtype == "float64", key.targets == "probabilities",
+                        key.options, key.temperature)
         level = self.isa()
         if (walk, level) not in _loaded and _is_compiler_lost:
             return ("its compiler was at work in another thread when this process was forked: call "
@@ -182,7 +191,8 @@ class Numba(Backend):
 
     def bind(self, call: Call, isa: str) -> Task:
         """Return the task that evaluates `call` at level `isa`."""
-        walk = _walk_of(call.logits.itemsize, call.temperature != 1.0)
+        walk = _walk_of(call.op, call.logits.itemsize == 8, call.soft_targets is not None,
+                        call.has_options, call.temperature != 1.0)
         return Task(_load(walk, isa), Bound(call))
 
 

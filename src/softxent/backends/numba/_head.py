@@ -22,7 +22,15 @@ from softxent.backends.numba._elementary import (
     subnormals,
     times,
 )
-from softxent.backends.numba._jit import as_type, fabs, inlined, part, pointer_at, stay_apart
+from softxent.backends.numba._jit import (
+    as_type,
+    beyond_plain,
+    fabs,
+    inlined,
+    part,
+    pointer_at,
+    stay_apart,
+)
 from softxent.backends.numba._layout import GROUP
 from softxent.backends.numba._load import load_real
 from softxent.backends.numba._reduce import reduce_slow
@@ -91,8 +99,8 @@ def minus_log_p(rows, j, scale):
     return surprise(e_y, others, others + e_y, to_target), e_y, others
 
 
-@part
-def focus_rows(rows, gamma, scale):
+@beyond_plain(None)
+def focus_rows(call, rows, scale):
     # Of (1 - p)^gamma (-log p), and of its derivative by log p:
     # -(1 - p)^gamma (1 + gamma p (-log p) / (1 - p)). 1 - p = S'/S; where it is 0, -log p is as
     # small.
@@ -101,10 +109,10 @@ def focus_rows(rows, gamma, scale):
         value, e_y, others = minus_log_p(rows, j, scale)
         total = others + e_y
         rest = others / total
-        focus = power(rest, gamma)
+        focus = power(rest, call.gamma)
         value = value / rest if rest > 0.0 else 1.0
         rows.focus[j] = focus
-        rows.pull[j] = times(focus, 1.0 + gamma * times(e_y / total, value))
+        rows.pull[j] = times(focus, 1.0 + call.gamma * times(e_y / total, value))
 
 
 @part
@@ -119,7 +127,7 @@ def head_cross_entropy(rows, scale):
         rows.apart[j] = 0.0 - times(others / total, rows.w[j] * rows.pull[j])
 
 
-@part
+@beyond_plain(None)
 def head_mixed(call, rows, scale):
     # Probabilities, smoothing, z-loss: with target masses of sum A, of it `hard` on the class y,
     #   loss = hard (-log p_y) + (A - hard)(-log p_top) + sum of masses (top - z) + lambda lse^2,
@@ -186,7 +194,7 @@ def head_mixed(call, rows, scale):
         rows.apart[j] = (0.0 - times(hard * (others / total), w)) + times(e_y / total, more * w)
 
 
-@part
+@beyond_plain(None)
 def head_squared_error(call, rows, scale):
     # Half the sum of (p - t)^2, with c = sum of p (p - t) and the gradient p (p - t - c).
     # Of a class y, with squares the sum of the others' p^2 and 1 - p_y = S'/S: c is
@@ -216,7 +224,7 @@ def head_squared_error(call, rows, scale):
         rows.apart[j] = 0.0 - times(p * (rest * rest + squares), w)
 
 
-@part
+@beyond_plain(None)
 def head_hessian(call, rows, scale):
     # A p (1 - p), A the sum of the target masses: e (A/S - e A/S^2). Of the largest logit apart,
     # 1 - p is S'/S: no other p is beyond a half.
@@ -248,8 +256,8 @@ def head_hessian(call, rows, scale):
             rows.y[j] = rows.k_top[j]
 
 
-@part
-def head_entropy(rows, scale):
+@beyond_plain(None)
+def head_entropy(call, rows, scale):
     # log S - (top - r) + sum of p (top - z).
     stay_apart()
     for j in range(GROUP):
@@ -277,7 +285,7 @@ def head_piece(rows, scale):
         rows.apart[j] = others / rows.e_top[j]
 
 
-@part
+@beyond_plain(None)
 def finish_apart(call, rows):
     # The target's entry: what smoothing adds, and the softcap's slope.
     stay_apart()
@@ -322,7 +330,7 @@ def store_values(call, rows, first):
 @part
 def head(call, rows, first, scale):
     if call.op == FOCAL:
-        focus_rows(rows, call.gamma, scale)
+        focus_rows(call, rows, scale)
     if call.op == SQUARED_ERROR:
         head_squared_error(call, rows, scale)
     elif call.op == HESSIAN:
@@ -335,7 +343,7 @@ def head(call, rows, first, scale):
         if call.out_map.rows.data != 0 and (call.smoothing > 0.0 or call.softcap != 0.0):
             finish_apart(call, rows)
     elif call.op == ENTROPY:
-        head_entropy(rows, scale)
+        head_entropy(call, rows, scale)
     else:
         head_piece(rows, scale)
     subnormals(True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import inspect
 import platform
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -38,6 +39,8 @@ from numba.core.untyped_passes import (
     TranslateByteCode,
 )
 from numba.extending import infer_getattr, intrinsic
+
+from softxent.backends.numba._layout import PlainCall
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -508,6 +511,28 @@ def by_type(choose: Callable[..., Any]) -> Callable[[F], F]:
         return function
 
     return declare
+
+
+def beyond_plain(result: Any) -> Callable[[F], F]:
+    """Declare a part of which plain walks have nothing: `result` takes its place, uncompiled.
+
+    Its first argument is the call. Most of the time that a walk takes to compile is Numba's, and
+    goes by the number of parts.
+    """
+
+    def declare(function: F) -> F:
+        names = ", ".join(inspect.signature(function).parameters)
+        nothing = eval(f"lambda {names}: {result!r}")
+        _declare(function, lambda *args: nothing if is_plain_call(args[0]) else function,
+                 inline=False)
+        return function
+
+    return declare
+
+
+def is_plain_call(kind: types.Type) -> bool:
+    """Return whether a call's type is that of plain walks."""
+    return issubclass(kind.layout, PlainCall)
 
 
 # ---- to machine code -----------------------------------------------------------------------------

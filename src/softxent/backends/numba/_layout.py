@@ -68,6 +68,14 @@ class Call(ctypes.Structure):
     ]
 
 
+class PlainCall(Call):
+    """A call of a plain walk, which lacks what the default path of a loss never meets.
+
+    That is: class numbers as targets or none, no label smoothing, softcap or z-loss; cross-entropy,
+    logsumexp, softmax and log_softmax.
+    """
+
+
 class Cursor(ctypes.Structure):
     """Where a run over consecutive rows stands."""
 

@@ -16,6 +16,7 @@ from softxent.backends.numba._head import half_way
 from softxent.backends.numba._jit import (
     address_of,
     as_type,
+    beyond_plain,
     choose,
     fabs,
     fma,
@@ -119,7 +120,7 @@ def is_wide(call, rows, j):
                 and (call.smoothing == 0.0 or is_narrow(rows.c[j])))
 
 
-@part
+@beyond_plain(0.0)
 def beside(call, rows, j, t, k):
     # b u + c v of one class, in float64.
     total = 0.0
@@ -133,7 +134,7 @@ def beside(call, rows, j, t, k):
     return total
 
 
-@part
+@beyond_plain(None)
 def map_mixed(call, rows, j, x, t, has_t, slope, has_slope, out, k0, length, scale, room):
     # The gradient where probabilities or smoothing are in it.
     stay_apart()
@@ -180,8 +181,8 @@ def square_of(rows, j, e, t):
     return times(e, total)
 
 
-@part
-def map_square(rows, j, x, t, has_t, out, length, scale):
+@beyond_plain(None)
+def map_square(call, rows, j, x, t, has_t, out, length, scale):
     # The squared error's gradient: e (a + q e + d t).
     stay_apart()
     zero = as_type(x[0], 0.0)
@@ -220,7 +221,7 @@ def raise_to_floor(call, out, length):
             out[i] = at_least(least, out[i])
 
 
-@part
+@beyond_plain(None)
 def map_columns_square(call, rows, t, has_t, e):
     stay_apart()
     zero = as_type(e[0], 0.0)
@@ -251,7 +252,7 @@ def map_columns_square(call, rows, t, has_t, e):
     raise_to_floor(call, e, call.n_classes * GROUP)
 
 
-@part
+@beyond_plain(None)
 def map_columns_mixed(call, rows, t, has_t, slope, has_slope, e):
     stay_apart()
     zero = as_type(e[0], 0.0)

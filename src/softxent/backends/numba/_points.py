@@ -11,6 +11,7 @@ import numpy as np
 from softxent.backends.numba._elementary import exp_of, log1p, power_of, subnormals, times
 from softxent.backends.numba._jit import (
     as_type,
+    beyond_plain,
     fabs,
     load,
     moved,
@@ -184,7 +185,7 @@ def store_points(call, first, piece, length, room):
             floats[first + i] = values[i]
 
 
-@part
+@beyond_plain(False)
 def walk_points(call, lo, hi, zero, control, cursor, room):
     stay_apart()
     last = call.n_axes - 1

@@ -20,6 +20,7 @@ from softxent.backends.numba._elementary import (
 )
 from softxent.backends.numba._jit import (
     as_type,
+    beyond_plain,
     choose,
     fabs,
     fma,
@@ -486,7 +487,7 @@ def judge(t, length):
     return refused != 0, large != 0
 
 
-@part
+@beyond_plain(None)
 def reduce_soft(call, rows, j, x, t, has_t, k0, length, top, before, room):
     # Probabilities and smoothing. Subnormal targets count: times a gap they may be more than a
     # subnormal number.
@@ -516,6 +517,22 @@ def reduce_soft(call, rows, j, x, t, has_t, k0, length, top, before, room):
         merge_moments(rows.flat, j, mass, block_gap(x, v, has_v, length, top), before, wide_top)
         if has_impossible(x, t, False, v, has_v, length):
             rows.impossible[j] = 1.0
+
+
+@beyond_plain(0.0)
+def reduce_squares(call, rows, j, x, t, has_t, length, place, y_place, n, top, e_top, scale):
+    k, low = power_of(n, as_type(x[0], 0.0), scale)
+    rest, square = block_rest_and_squares(x, length, place, y_place, k, low, scale)
+    cross = block_cross(x, t, length, k, low, scale) if has_t else 0.0
+    merge_squares(rows, j, n, top, square + e_top * e_top, cross)
+    return rest
+
+
+@beyond_plain(None)
+def reduce_mix(call, rows, j, x, length, n, real_top, total, scale):
+    k, low = power_of(n - MIX_POWER, as_type(x[0], 0.0), scale)
+    merge_mix(rows, j, n, np.float64(real_top), total,
+              block_mix(x, length, real_top, k, low, scale))
 
 
 @part
@@ -551,15 +568,12 @@ def reduce_block(call, rows, j, x, t, has_t, k0, length, scale, room):
         if k0 + place != y:
             e_top = np.float64(exp_of(real_top, k, low, scale))
     if call.op == SQUARED_ERROR:
-        rest, square = block_rest_and_squares(x, length, place, y_place, k, low, scale)
-        cross = block_cross(x, t, length, k, low, scale) if has_t else 0.0
-        merge_squares(rows, j, n, top, square + e_top * e_top, cross)
+        rest = reduce_squares(call, rows, j, x, t, has_t, length, place, y_place, n, top, e_top,
+                              scale)
     else:
         rest = block_rest(x, length, place, y_place, k, low, scale)
     if call.op == ENTROPY:
-        mix_k, mix_low = power_of(n - MIX_POWER, zero, scale)
-        merge_mix(rows, j, n, top, rest + e_top,
-                  block_mix(x, length, real_top, mix_k, mix_low, scale))
+        reduce_mix(call, rows, j, x, length, n, real_top, rest + e_top, scale)
     merge_block(rows, j, n, top, k0 + place, e_top, rest)
 
 
@@ -680,8 +694,8 @@ def reduce_self_columns(rows, classes, t):
             two_sum(rows.self, rows.self_carry, j, self_information(np.float64(t[i * GROUP + j])))
 
 
-@part
-def reduce_square_columns(rows, classes, t, has_t, e):
+@beyond_plain(None)
+def reduce_square_columns(call, rows, classes, t, has_t, e):
     # Sums of e^2 but for a class target's; with t also of e t and t^2.
     stay_apart()
     zero = as_type(e[0], 0.0)
@@ -701,7 +715,7 @@ def reduce_square_columns(rows, classes, t, has_t, e):
                 add(zero, rows.soft_square, rows.soft_square_carry, j, share * share)
 
 
-@part
+@beyond_plain(None)
 def reduce_soft_columns(call, rows, x, t, has_t, u):
     # Probabilities and smoothing, with subnormals on; u: where probabilities are weighted.
     stay_apart()
@@ -728,8 +742,8 @@ def reduce_soft_columns(call, rows, x, t, has_t, u):
         find_impossible(rows, classes, x, t, False, v, has_v)
 
 
-@part
-def reduce_mix_columns(rows, classes, x, scale):
+@beyond_plain(None)
+def reduce_mix_columns(call, rows, classes, x, scale):
     stay_apart()
     zero = as_type(x[0], 0.0)
     k_of = stack(GROUP, zero)
@@ -834,7 +848,7 @@ def reduce_slow(call, rows, j, scale, control):
     return False
 
 
-@part
+@beyond_plain(None)
 def add_slow_soft(call, rows, j, k, top, z, v, unit, e):
     # Subnormal targets count.
     stay_apart()

@@ -13,6 +13,7 @@ from softxent.backends.numba._elementary import scale_by, softcap_f64, softcap_o
 from softxent.backends.numba._jit import (
     address_of,
     as_type,
+    beyond_plain,
     by_type,
     call_address,
     call_object,
@@ -21,6 +22,7 @@ from softxent.backends.numba._jit import (
     float_state,
     half_of_float,
     inlined,
+    is_plain_call,
     is_true,
     moved,
     part,
@@ -105,10 +107,16 @@ def room_at(room, offset, zero):
     return pointer_at(moved(room, offset), zero)
 
 
-@inlined
+def _is_plain(call):
+    if is_plain_call(call):
+        return lambda call: True
+    return lambda call: (
+        call.soft.rows.data == 0 and call.smoothing == 0.0 and call.z_loss == 0.0)
+
+
+@by_type(_is_plain)
 def is_plain(call):
-    # Whether a row's loss is its target's alone.
-    return call.soft.rows.data == 0 and call.smoothing == 0.0 and call.z_loss == 0.0
+    """Return whether a row's loss is its target's alone."""
 
 
 @inlined
@@ -284,7 +292,7 @@ def load_rows(call, cursor, rows, count):
 # ---- softcap -------------------------------------------------------------------------------------
 
 
-@part
+@beyond_plain(None)
 def cap(call, x, length, z, slope, wants_slope):
     # z may be x.
     stay_apart()
@@ -298,11 +306,22 @@ def cap(call, x, length, z, slope, wants_slope):
             z[i] = softcap_of(x[i], softcap, half)[0]
 
 
-@part
+def _capped(call, x):
+    if is_plain_call(call):
+        return lambda call, x: (x, 1.0)
+    return lambda call, x: capped_by(x, call.softcap)
+
+
+@by_type(_capped)
 def capped(call, x):
-    if call.softcap == 0.0:
+    """Return a logit behind the softcap, and the slope there."""
+
+
+@part
+def capped_by(x, softcap):
+    if softcap == 0.0:
         return x, 1.0
-    return softcap_f64(x, call.softcap, scale_by(0.5 * call.softcap))
+    return softcap_f64(x, softcap, scale_by(0.5 * softcap))
 
 
 # ---- other layouts -------------------------------------------------------------------------------

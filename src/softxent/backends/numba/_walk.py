@@ -15,6 +15,7 @@ from softxent.backends.numba._head import finish_reduce, store_values
 from softxent.backends.numba._jit import (
     address_of,
     as_type,
+    beyond_plain,
     fabs,
     float_state,
     free,
@@ -38,6 +39,7 @@ from softxent.backends.numba._layout import (
     Call,
     Control,
     Cursor,
+    PlainCall,
     Rows,
 )
 from softxent.backends.numba._load import (
@@ -108,7 +110,7 @@ from softxent.backends.numba._rows import (
     tick,
 )
 
-_CALL, _CONTROL = struct_type(Call), struct_type(Control)
+_CALL, _PLAIN_CALL, _CONTROL = map(struct_type, (Call, PlainCall, Control))
 _CURSOR, _ROWS = struct_type(Cursor), struct_type(Rows)
 _U8 = np.uint8(0)
 # What a walk allocates for a run: its room, then a cursor, a group of rows, a control block.
@@ -149,7 +151,7 @@ def map_given(call, rows, j, x, t, has_t, out, k0, length, scale, room):
     if call.op == LOG_SOFTMAX:
         map_log(rows, j, x, out, length, scale)
     elif is_squared(call):
-        map_square(rows, j, x, t, has_t, out, length, scale)
+        map_square(call, rows, j, x, t, has_t, out, length, scale)
         raise_to_floor(call, out, length)
     elif has_t or call.smoothing > 0.0:
         map_mixed(call, rows, j, x, t, has_t, slope, has_slope, out, k0, length, scale, room)
@@ -183,7 +185,7 @@ def soft_block(call, rows, j, k0, length, room):
     return t
 
 
-@part
+@beyond_plain(None)
 def gather_soft(call, rows, k0, length, row_pitch, class_pitch, tile):
     subnormals(True)
     gather(call.soft, rows.t, rows.count, k0, length, row_pitch, class_pitch, tile)
@@ -229,9 +231,9 @@ def walk_small(call, rows, first, zero, scale, control, room):
         reduce_soft_columns(call, rows, x, t, has_t, u)
         subnormals(False)
     if call.op == SQUARED_ERROR:
-        reduce_square_columns(rows, classes, t, has_t, e)
+        reduce_square_columns(call, rows, classes, t, has_t, e)
     elif call.op == ENTROPY:
-        reduce_mix_columns(rows, classes, x, scale)
+        reduce_mix_columns(call, rows, classes, x, scale)
     if finish_reduce(call, rows, first, zero, scale, control):
         return True
     if not has_map:
@@ -360,7 +362,7 @@ def count_before(x, length, y_place, z_y):
     return count
 
 
-@part
+@beyond_plain(False)
 def walk_rank(call, rows, first, zero, control, room):
     # With subnormals on: 1e-40 is larger than 0.
     stay_apart()
@@ -401,7 +403,7 @@ def fill_block(matrix, p, length, value):
             store_real(p + k * matrix.class_stride, matrix.rows.type, np.float64(value))
 
 
-@part
+@beyond_plain(False)
 def walk_nll(call, rows, first, zero, control):
     # With subnormals on. Only the target's entry is read, and only there is the gradient not 0.
     stay_apart()
@@ -449,7 +451,7 @@ def add_products(p, u, length, sums, lost):
         two_sum(sums, lost, j, product)
 
 
-@part
+@beyond_plain(False)
 def walk_vjp(call, lo, hi, zero, control, cursor, room):
     # p (u - sum p u): the sum exact to twice float64's precision in 64 lanes, all else float64.
     stay_apart()
@@ -550,8 +552,7 @@ def walk(call, lo, hi, zero, scale, control, cursor, rows, room):
 
 
 @part
-def walk_any(zero, has_temperature, address, lo, hi, control_address, stopped_address):
-    call = struct_at(address, _CALL)
+def walk_any(zero, has_temperature, call, lo, hi, control_address, stopped_address):
     memory = malloc(ALLOCATION)
     if memory == 0:
         call.no_memory = 1
@@ -588,26 +589,37 @@ def walk_any(zero, has_temperature, address, lo, hi, control_address, stopped_ad
     return STOPPED if stopped else 0
 
 
-# Walk rows lo <= i < hi of a call; STOPPED or 0. Two instances of each, as exp without a
-# temperature is a constant's work. control: of the native pool, or 0; then `stopped` is a Python
-# function, and the caller holds the interpreter's lock.
+# Walk rows lo <= i < hi of a call; STOPPED or 0. Three instances of each: exp without a temperature
+# is a constant's work, and what the default path lacks need not be compiled for it. control: of the
+# native pool, or 0; then `stopped` is a Python function, and the caller holds the interpreter's
+# lock.
+
+
+def walk_plain_f32(call, lo, hi, control, stopped):
+    """Walk float32 and 16-bit logits of a `PlainCall`."""
+    return walk_any(np.float32(0), None, struct_at(call, _PLAIN_CALL), lo, hi, control, stopped)
+
+
+def walk_plain_f64(call, lo, hi, control, stopped):
+    """Walk float64 logits of a `PlainCall`."""
+    return walk_any(np.float64(0), None, struct_at(call, _PLAIN_CALL), lo, hi, control, stopped)
 
 
 def walk_f32(call, lo, hi, control, stopped):
     """Walk float32 and 16-bit logits."""
-    return walk_any(np.float32(0), None, call, lo, hi, control, stopped)
+    return walk_any(np.float32(0), None, struct_at(call, _CALL), lo, hi, control, stopped)
 
 
 def walk_f64(call, lo, hi, control, stopped):
     """Walk float64 logits."""
-    return walk_any(np.float64(0), None, call, lo, hi, control, stopped)
+    return walk_any(np.float64(0), None, struct_at(call, _CALL), lo, hi, control, stopped)
 
 
 def walk_scaled_f32(call, lo, hi, control, stopped):
     """Walk float32 and 16-bit logits, with a temperature."""
-    return walk_any(np.float32(0), True, call, lo, hi, control, stopped)
+    return walk_any(np.float32(0), True, struct_at(call, _CALL), lo, hi, control, stopped)
 
 
 def walk_scaled_f64(call, lo, hi, control, stopped):
     """Walk float64 logits, with a temperature."""
-    return walk_any(np.float64(0), True, call, lo, hi, control, stopped)
+    return walk_any(np.float64(0), True, struct_at(call, _CALL), lo, hi, control, stopped)
