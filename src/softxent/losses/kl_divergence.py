@@ -51,7 +51,7 @@ def kl_divergence(
         Probabilities t, >= 0 and finite; a row that does not sum to 1 is taken as it is.
     axis, temperature, softcap, sample_weight
         As `cross_entropy`. (The temperature divides the logits alone, and no factor of its square
-        is put back: see `distillation_loss`.)
+        is put back.)
     reduction : {"mean", "sum", "none"}
         "mean" is PyTorch's "batchmean": the sum of the rows' values over the sum of s_i, the
         number of rows without weights.

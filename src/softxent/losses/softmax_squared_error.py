@@ -123,7 +123,7 @@ def softmax_squared_error_with_grad(
 
     in the letters of `softmax_squared_error` and `cross_entropy_with_grad`. Every entry has the
     factor p: where the softmax is sure, and wrong, the target's p is 0 and all entries are small.
-    For two classes it is (q - t) q (1 - q) with q the logistic function of the logits' difference.
+    For two classes it is 2 (q - t) q (1 - q), q the logistic function of the logits' difference.
 
     Parameters
     ----------
