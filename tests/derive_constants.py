@@ -1,7 +1,7 @@
 """Derives every constant of backends/cython/elementary.h again; run it to print them.
 
 mpmath, 60 digits; ln2 by its leading bits, exp's polynomials by Remez's exchange on the relative
-error, the logarithm's at Chebyshev's nodes.
+error, the logarithms' at Chebyshev's nodes.
 """
 
 from __future__ import annotations
@@ -97,6 +97,8 @@ def constants() -> dict[str, float]:
     for name, degree in (("TANH", 14), ("TANH_SHORT", 7)):
         found |= {f"{name}_{i}": c for i, c in enumerate(
             chebyshev(tanh_rest, mp.mpf("1e-30"), mp.mpf("0.8101"), degree))}
+    found |= {f"LOG1P_{i}_F32": c for i, c in enumerate(
+        chebyshev(lambda x: mp.log1p(x) / x, mp.mpf("1e-30"), mp.mpf(1), 9))}
     return {name: float(np.float32(float(value))) if name.endswith("F32") else float(value)
             for name, value in found.items()}
 

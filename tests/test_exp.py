@@ -77,3 +77,10 @@ def test_power(tmp_path, level):
     worst, tiny = measure(tmp_path, "power_ulp.c", level, 2_000_000)
     assert worst <= 1.5
     assert tiny <= 1.0
+
+
+@pytest.mark.parametrize("level", FLAGS)
+def test_log1p_in_float32(tmp_path, level):
+    """Of exp(-|z|), for binary cross-entropy."""
+    (worst,) = measure(tmp_path, "log1p_ulp.c", level, 61)
+    assert worst <= (2.0 if level == "v2" else 1.5)

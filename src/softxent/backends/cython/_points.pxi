@@ -1,43 +1,63 @@
 # ---- one logit a row -----------------------------------------------------------------------------
 #
 # Binary cross-entropy, POINTS rows at a time, whatever axes they have: brought near, computed in
-# loops without a branch, and sent back. exp in the logits' precision, all else in float64. With
-# e = exp(-|z|), t the target and v the weight of what targets of 1 cost,
+# loops without a branch, and sent back. With e = exp(-|z|), t the target and v the weight of what
+# targets of 1 cost, yes = v t and no = 1 - t (in float64, rounded once),
 #
-#     loss      |z| (v t where z < 0, else 1 - t) + (v t + 1 - t) log(1 + e)    terms >= 0
-#     gradient  (1 - t) sigma(z) - v t sigma(-z),    sigma(|z|) = 1 / (1 + e), sigma(-|z|) = e / (1 + e)
+#     loss      |z| (yes where z < 0, else no) + (yes + no) log(1 + e)           terms >= 0
+#     gradient  no sigma(z) - yes sigma(-z),    sigma(|z|) = 1 / (1 + e), sigma(-|z|) = e / (1 + e)
 #
-# The sum of the losses of such a stretch: block_sum's.
+# times s, and s, upstream and the divisor. All of it in the logits' precision. An element of a size
+# that could leave float32, or fall below it and count, is computed anew in float64, by itself: its
+# neighbours do not tell. The sum of the losses of such a stretch: block_sum's.
 
 cdef enum:
     POINTS = 1024
-    # Of float64, in a thread's room; the logits and the gradient in the walk's own type. Not a
-    # multiple of 4 KiB apart: the loop reads and writes all of them at one place.
+    # In a thread's room: stretches of float64 at most, not a multiple of 4 KiB apart, for a loop
+    # reads and writes all of them at one place.
     ROOM_X = 0
     ROOM_G = 8512
-    ROOM_T = 17024
-    ROOM_V = 25536
+    ROOM_YES = 17024
+    ROOM_NO = 25536
     ROOM_S = 34048
     ROOM_W = 42560
     ROOM_VALUE = 51072
-    ROOM_BYTES = 59584        # as they are in the array
+    # As they are given: float64.
+    ROOM_GIVEN_T = 59584
+    ROOM_GIVEN_V = 68096
+    ROOM_GIVEN_S = 76608
+    ROOM_GIVEN_W = 85120
+    ROOM_BYTES = 93632        # as they are in the array
+
+
+cdef inline bint has_weights(const sx_call* call) noexcept nogil:
+    return (call.pos_weight.data != NULL or call.sample_weight.data != NULL
+            or call.upstream.data != NULL)
+
+
+cdef inline bint are_single(const sx_call* call) noexcept nogil:
+    # Whether the targets are float32, bool, or of another type that float32 holds, and nothing else
+    # is given: they are then float32 all the way.
+    cdef int64_t kind = call.soft.rows.type
+    return not has_weights(call) and (
+        kind & SX_TYPE_SIZE <= 2 or kind == (SX_TYPE_FLOAT | 4))
 
 
 cdef void load_run(const char* p, int64_t kind, int64_t stride, int64_t count, char* bytes,
-                   double* to) noexcept nogil:
-    # Some rows' numbers of any type, as float64; with subnormals on.
+                   real* to) noexcept nogil:
+    # Some rows' numbers of any type that `real` holds; with subnormals on.
     cdef int64_t i, size = kind & SX_TYPE_SIZE
-    cdef double value
+    cdef real value
     if stride == 0:
-        value = sx_load_real(p, kind)
+        value = <real>sx_load_real(p, kind)
         for i in range(count):
             to[i] = value
         return
     if stride == size and size <= 8:
-        memcpy(bytes, p, count * size)
-        if kind == (SX_TYPE_FLOAT | 8):
-            memcpy(to, bytes, count * size)
+        if kind == (SX_TYPE_FLOAT | <int64_t>sizeof(real)):
+            memcpy(to, p, count * size)
             return
+        memcpy(bytes, p, count * size)
         if kind == (SX_TYPE_FLOAT | 4):
             for i in range(count):
                 to[i] = (<const float*>bytes)[i]
@@ -48,10 +68,10 @@ cdef void load_run(const char* p, int64_t kind, int64_t stride, int64_t count, c
             return
         if kind == 8:
             for i in range(count):
-                to[i] = <double>(<const int64_t*>bytes)[i]
+                to[i] = <real>(<const int64_t*>bytes)[i]
             return
     for i in range(count):
-        to[i] = sx_load_real(p + i * stride, kind)
+        to[i] = <real>sx_load_real(p + i * stride, kind)
 
 
 cdef void load_logits(const char* p, int64_t kind, int64_t stride, int64_t count, char* bytes,
@@ -86,25 +106,30 @@ cdef void store_run(char* p, int64_t kind, int64_t stride, int64_t count, char* 
 
 cdef void load_points(const sx_call* call, sx_cursor* cursor, int64_t length, char* room,
                       real* unused) noexcept nogil:
-    # And the weights' products: what multiplies the loss, what multiplies the gradient.
     cdef real* x = <real*>(room + ROOM_X)
-    cdef double* t = <double*>(room + ROOM_T)
-    cdef double* v = <double*>(room + ROOM_V)
-    cdef double* s = <double*>(room + ROOM_S)
-    cdef double* w = <double*>(room + ROOM_W)
+    cdef double* t = <double*>(room + ROOM_GIVEN_T)
+    cdef double* v = <double*>(room + ROOM_GIVEN_V)
+    cdef double* s = <double*>(room + ROOM_GIVEN_S)
+    cdef double* w = <double*>(room + ROOM_GIVEN_W)
+    cdef float* single = <float*>(room + ROOM_YES)
     cdef char* bytes = room + ROOM_BYTES
     cdef int64_t i = 0, run, last = call.n_axes - 1
-    cdef int64_t refused = 0
-    for i in range(length):
-        v[i] = 1.0
-        s[i] = 1.0
-        w[i] = 1.0
+    if has_weights(call):
+        for i in range(length):
+            v[i] = 1.0
+            s[i] = 1.0
+            w[i] = 1.0
     i = 0
     while i < length:
         run = min(sx_cursor_run(cursor, call), length - i)
         load_logits(cursor.logits, call.logits.rows.type, call.logits.rows.strides[last], run,
                     bytes, x + i)
-        load_run(cursor.soft, call.soft.rows.type, call.soft.rows.strides[last], run, bytes, t + i)
+        if sizeof(real) == 4 and are_single(call):
+            load_run(cursor.soft, call.soft.rows.type, call.soft.rows.strides[last], run, bytes,
+                     single + i)
+        else:
+            load_run(cursor.soft, call.soft.rows.type, call.soft.rows.strides[last], run, bytes,
+                     t + i)
         if call.pos_weight.data != NULL:
             load_run(cursor.pos_weight, call.pos_weight.type, call.pos_weight.strides[last], run,
                      bytes, v + i)
@@ -116,70 +141,184 @@ cdef void load_points(const sx_call* call, sx_cursor* cursor, int64_t length, ch
                      w + i)
         sx_cursor_skip(cursor, call, run)
         i += run
-    for i in range(length):
-        w[i] = s[i] * (call.scale * w[i])
-        refused |= (s[i] != 0.0) & sx_is_no_share(t[i])
-        # Of weight 0: nothing of it is used.
-        x[i] = x[i] if s[i] != 0.0 else <real>0.0
-        t[i] = t[i] if s[i] != 0.0 else 0.0
-        w[i] = w[i] if s[i] != 0.0 else 0.0
+
+
+cdef inline real magnitude(real x) noexcept nogil:
+    if real is float:
+        return fabsf(x)
+    else:
+        return fabs(x)
+
+
+cdef inline bint is_far(double size) noexcept nogil:
+    # No float32, or none that products may be made of. A NaN too.
+    return not (size == 0.0 or (NARROW_LEAST <= size <= NARROW_MOST))
+
+
+cdef inline bint is_far_point(real x, double yes, double s, double w) noexcept nogil:
+    return (not fabs(x) <= NARROW_MOST) | is_far(yes) | is_far(s) | is_far(fabs(w))
+
+
+cdef bint prepare_points(const sx_call* call, int64_t length, char* room,
+                         real* unused) noexcept nogil:
+    # From what is given to yes, no and the two factors, in the logits' precision; whether a point
+    # is far. With subnormals on.
+    cdef real* x = <real*>(room + ROOM_X)
+    cdef real* yes = <real*>(room + ROOM_YES)
+    cdef real* no = <real*>(room + ROOM_NO)
+    cdef real* s = <real*>(room + ROOM_S)
+    cdef real* w = <real*>(room + ROOM_W)
+    cdef double* given_t = <double*>(room + ROOM_GIVEN_T)
+    cdef double* given_v = <double*>(room + ROOM_GIVEN_V)
+    cdef double* given_s = <double*>(room + ROOM_GIVEN_S)
+    cdef double* given_w = <double*>(room + ROOM_GIVEN_W)
+    cdef double scale = call.scale, t, v
+    cdef int64_t i
+    cdef int refused = 0, far = 0
+    cdef real share
+    if sizeof(real) == 4 and are_single(call):
+        for i in range(length):
+            share = yes[i]
+            refused |= not (<real>0.0 <= share <= <real>1.0)
+            far |= (not magnitude(x[i]) <= <real>NARROW_MOST) | (
+                (share < <real>NARROW_LEAST) & (share > <real>0.0))
+            no[i] = <real>(1.0 - <double>share)
+        far |= is_far(fabs(scale))
+    elif not has_weights(call):
+        for i in range(length):
+            t = given_t[i]
+            refused |= sx_is_no_share(t)
+            far |= (not fabs(x[i]) <= NARROW_MOST) | is_far(t)
+            yes[i] = <real>t
+            no[i] = <real>(1.0 - t)
+        far |= is_far(fabs(scale))
+    else:
+        for i in range(length):
+            # Of weight 0: nothing of it is used.
+            t = given_t[i] if given_s[i] != 0.0 else 0.0
+            x[i] = x[i] if given_s[i] != 0.0 else <real>0.0
+            v = given_s[i] * (scale * given_w[i])
+            given_w[i] = v if given_s[i] != 0.0 else 0.0
+            given_t[i] = t
+            refused |= sx_is_no_share(t)
+            v = given_v[i] * t
+            far |= is_far_point(x[i], v, given_s[i], given_w[i])
+            yes[i] = <real>v
+            no[i] = <real>(1.0 - t)
+            s[i] = <real>given_s[i]
+            w[i] = <real>given_w[i]
     if refused:
         sx_refuse(call)
+    return far != 0
 
 
-cdef void compute_points(int64_t length, char* room, real* unused) noexcept nogil:
+cdef inline real log1p_of(real x) noexcept nogil:
+    if real is float:
+        return sx_log1p_f32(x)
+    else:
+        return sx_log1p(x)
+
+
+cdef inline real of_sum(real w, real difference) noexcept nogil:
+    # Of weight 0: +0.
+    return <real>0.0 if w == 0.0 and difference == difference else w * difference
+
+
+cdef inline void compute_point(real x, real yes, real no, real k, real low, real* value,
+                               real* g) noexcept nogil:
+    cdef sx_unit unit
+    cdef real size = magnitude(x), e, far, near, side, up, down
+    e = exp_of(<real>0.0 - size, k, low, &unit)
+    far = <real>1.0 / (<real>1.0 + e)
+    near = e * far
+    side = yes if x < 0.0 else no
+    up = near if x < 0.0 else far
+    down = far if x < 0.0 else near
+    value[0] = of_sum(side, size) + (yes + no) * log1p_of(e)
+    g[0] = no * up - yes * down
+
+
+cdef void compute_points(const sx_call* call, int64_t length, char* room,
+                         real* unused) noexcept nogil:
     cdef const real* x = <const real*>(room + ROOM_X)
-    cdef const double* t = <const double*>(room + ROOM_T)
-    cdef const double* v = <const double*>(room + ROOM_V)
-    cdef const double* s = <const double*>(room + ROOM_S)
-    cdef const double* w = <const double*>(room + ROOM_W)
+    cdef const real* yes = <const real*>(room + ROOM_YES)
+    cdef const real* no = <const real*>(room + ROOM_NO)
+    cdef const real* s = <const real*>(room + ROOM_S)
+    cdef const real* w = <const real*>(room + ROOM_W)
     cdef double* values = <double*>(room + ROOM_VALUE)
     cdef real* g = <real*>(room + ROOM_G)
-    cdef sx_unit unit
-    cdef real k, low, minus
-    cdef double z, size, e, far, near, yes, no, up, down, side
+    cdef real k, low, scale = <real>call.scale
     # Of their own, not in the room: nothing else can be there, and the loop becomes vectors.
-    cdef double own_values[LANES]
+    cdef real own_values[LANES]
     cdef real own_g[LANES]
+    cdef bint weighted = has_weights(call)
     cdef int64_t i, j
-    power_of(0.0, &k, &low, &unit)
+    power_of(0.0, &k, &low, <sx_unit*>NULL)
     i = 0
     while i < length:    # what is behind the last is harmless
         for j in range(LANES):
-            z = x[i + j]
-            size = fabs(z)
-            minus = <real>(0.0 - size)
-            e = exp_of(minus, k, low, &unit)
-            far = 1.0 / (1.0 + e)
-            near = e * far
-            yes = v[i + j] * t[i + j]
-            no = 1.0 - t[i + j]
-            side = yes if z < 0.0 else no
-            up = near if z < 0.0 else far
-            down = far if z < 0.0 else near
-            own_values[j] = s[i + j] * (times(side, size) + (yes + no) * sx_log1p(e))
-            own_g[j] = <real>times(w[i + j], no * up - yes * down)
-        memcpy(values + i, own_values, sizeof(own_values))
+            compute_point(x[i + j], yes[i + j], no[i + j], k, low, &own_values[j], &own_g[j])
+        if weighted:
+            for j in range(LANES):
+                own_values[j] = s[i + j] * own_values[j]
+                own_g[j] = of_sum(w[i + j], own_g[j])
+        else:
+            for j in range(LANES):
+                own_g[j] = of_sum(scale, own_g[j])
+        for j in range(LANES):
+            values[i + j] = <double>own_values[j]
         memcpy(g + i, own_g, sizeof(own_g))
         i += LANES
 
 
+cdef void compute_far_points(const sx_call* call, int64_t length, char* room,
+                             real* unused) noexcept nogil:
+    cdef const real* x = <const real*>(room + ROOM_X)
+    cdef const double* given_t = <const double*>(room + ROOM_GIVEN_T)
+    cdef const double* given_v = <const double*>(room + ROOM_GIVEN_V)
+    cdef const double* given_s = <const double*>(room + ROOM_GIVEN_S)
+    cdef const double* given_w = <const double*>(room + ROOM_GIVEN_W)
+    cdef real* g = <real*>(room + ROOM_G)
+    cdef double* values = <double*>(room + ROOM_VALUE)
+    cdef bint weighted = has_weights(call)
+    cdef const float* single = <const float*>(room + ROOM_YES)
+    cdef bint is_single = are_single(call)
+    cdef double k, low, t, yes, value = 0.0, slope = 0.0, s = 1.0, w = call.scale
+    cdef int64_t i
+    power_of(0.0, &k, &low, <sx_unit*>NULL)
+    for i in range(length):
+        t = single[i] if is_single else given_t[i]
+        yes = t
+        if weighted:
+            yes = given_v[i] * t
+            s = given_s[i]
+            w = given_w[i]
+        if is_far_point(x[i], yes, s, w):
+            compute_point(<double>x[i], yes, 1.0 - t, k, low, &value, &slope)
+            values[i] = s * value
+            g[i] = <real>of_sum(w, slope)
+
+
 cdef int64_t walk_points(const sx_call* call, int64_t lo, int64_t hi, sx_control* control,
                          real* unused) noexcept nogil:
-    cdef sx_cursor cursor, start
+    cdef sx_cursor cursor
     cdef char* room = sx_room()
     cdef double* values = <double*>(room + ROOM_VALUE)
     cdef real* g = <real*>(room + ROOM_G)
     cdef int64_t piece, i, run, length, first, last = call.n_axes - 1
-    sx_cursor_start(&cursor, call, lo * POINTS)
+    cdef bint has_far
     for piece in range(lo, hi):
         first = piece * POINTS
         length = min(<int64_t>POINTS, call.n_points - first)
-        start = cursor
+        sx_cursor_start(&cursor, call, first)
         sx_float_subnormals(True)
         load_points(call, &cursor, length, room, unused)
+        has_far = prepare_points(call, length, room, unused)
         sx_float_subnormals(False)
-        compute_points(length, room, unused)
+        compute_points(call, length, room, unused)
+        if real is float:
+            if has_far:
+                compute_far_points(call, length, room, unused)
         sx_float_subnormals(True)
         if call.summed:
             (<double*>call.out_rows)[piece] = block_sum(<const double*>values, length)
@@ -190,12 +329,13 @@ cdef int64_t walk_points(const sx_call* call, int64_t lo, int64_t hi, sx_control
                 (<float*>call.out_rows)[first + i] = <float>values[i]
         sx_float_subnormals(False)
         if call.out_map.rows.data != NULL:
+            sx_cursor_start(&cursor, call, first)
             i = 0
             while i < length:
-                run = min(sx_cursor_run(&start, call), length - i)
-                store_run(start.out_map, call.out_map.rows.type, call.out_map.rows.strides[last],
+                run = min(sx_cursor_run(&cursor, call), length - i)
+                store_run(cursor.out_map, call.out_map.rows.type, call.out_map.rows.strides[last],
                           run, room + ROOM_BYTES, <const real*>(g + i))
-                sx_cursor_skip(&start, call, run)
+                sx_cursor_skip(&cursor, call, run)
                 i += run
         if sx_tick(control, length):
             return SX_STOPPED

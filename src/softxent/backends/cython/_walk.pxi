@@ -32,7 +32,7 @@
 #   is a quotient by it). S - e_max and S - e_target are sums of the others, never differences.
 
 from libc.stdint cimport int64_t, uint16_t, uint64_t
-from libc.math cimport INFINITY, NAN, rint, fabs
+from libc.math cimport INFINITY, NAN, rint, fabs, fabsf
 from libc.string cimport memcpy
 
 cdef extern from "_control.h" nogil:
@@ -128,6 +128,7 @@ cdef extern from "elementary.h" nogil:
     double sx_pow2(double d)
     double sx_log(double x)
     double sx_log1p(double x)
+    float sx_log1p_f32(float x)
     double sx_log_reduced(double f, double k)
     void sx_split_log1p_or_log(int which, double share, double total, double* f, double* k)
     void sx_two_sum(double* total, double* carry, double x)

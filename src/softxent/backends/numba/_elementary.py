@@ -95,6 +95,16 @@ TANH_SHORT_4 = _hex("0x1.d218cb9471f17p-9")
 TANH_SHORT_5 = _hex("-0x1.62e25282f0cf3p-10")
 TANH_SHORT_6 = _hex("0x1.b991f210f4801p-12")
 TANH_SHORT_7 = _hex("-0x1.357342a222c75p-14")
+LOG1P_0_F32 = np.float32(_hex("0x1.0000000000000p+0"))
+LOG1P_1_F32 = np.float32(_hex("-0x1.ffffb80000000p-2"))
+LOG1P_2_F32 = np.float32(_hex("0x1.554bd60000000p-2"))
+LOG1P_3_F32 = np.float32(_hex("-0x1.ff02540000000p-3"))
+LOG1P_4_F32 = np.float32(_hex("0x1.92b4300000000p-3"))
+LOG1P_5_F32 = np.float32(_hex("-0x1.38b9080000000p-3"))
+LOG1P_6_F32 = np.float32(_hex("0x1.afdde80000000p-4"))
+LOG1P_7_F32 = np.float32(_hex("-0x1.cdd0080000000p-5"))
+LOG1P_8_F32 = np.float32(_hex("0x1.402f4c0000000p-6"))
+LOG1P_9_F32 = np.float32(_hex("-0x1.a04aca0000000p-9"))
 TANH_UP_TO = 0.9
 
 _LOG2E_F32, _ONE_F32 = np.float32(LOG2E), np.float32(1.0)
@@ -444,6 +454,30 @@ def split_log1p_or_log(log1p_of_share, share, total):
 def log1p(x):
     f, k = split_log1p(x)
     return log_reduced(f, k)
+
+
+@inlined
+def log1p_f32(x):
+    q = fma(LOG1P_9_F32, x, LOG1P_8_F32)
+    q = fma(q, x, LOG1P_7_F32)
+    q = fma(q, x, LOG1P_6_F32)
+    q = fma(q, x, LOG1P_5_F32)
+    q = fma(q, x, LOG1P_4_F32)
+    q = fma(q, x, LOG1P_3_F32)
+    q = fma(q, x, LOG1P_2_F32)
+    q = fma(q, x, LOG1P_1_F32)
+    return fma(q * x, x, x)  # the first coefficient is 1
+
+
+def _log1p_of(x):
+    if x == types.float32:
+        return lambda x: log1p_f32(x)
+    return lambda x: log1p(x)
+
+
+@by_type(_log1p_of)
+def log1p_of(x):
+    """Return log(1 + x), 0 <= x <= 1, in x's type."""
 
 
 @inlined

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from softxent.backends.numba._elementary import exp_of, log1p, power_of, subnormals, times
+from softxent.backends.numba._elementary import exp_of, log1p_of, power_of, subnormals
 from softxent.backends.numba._jit import (
     as_type,
     beyond_plain,
+    choose,
     fabs,
+    inlined,
     load,
     moved,
     part,
@@ -20,7 +22,7 @@ from softxent.backends.numba._jit import (
     stack,
     stay_apart,
 )
-from softxent.backends.numba._layout import TYPE_BF16, TYPE_BRAIN, TYPE_F32, TYPE_F64
+from softxent.backends.numba._layout import TYPE_BF16, TYPE_BRAIN, TYPE_F32, TYPE_F64, TYPE_SIZE
 from softxent.backends.numba._load import (
     cursor_run,
     cursor_skip,
@@ -31,40 +33,68 @@ from softxent.backends.numba._load import (
     store_real,
 )
 from softxent.backends.numba._map import kind_of
-from softxent.backends.numba._reduce import block_sum
-from softxent.backends.numba._rows import LANES, is_single, narrow_down, room_at, tick, widen
+from softxent.backends.numba._reduce import block_sum, counted
+from softxent.backends.numba._rows import (
+    LANES,
+    NARROW_LEAST,
+    NARROW_MOST,
+    is_single,
+    narrow_down,
+    room_at,
+    tick,
+    widen,
+)
 
 POINTS = 1024
-# Of float64, in the walk's room; the logits and the gradient in its own type. Not a multiple of
-# 4 KiB apart: a loop reads and writes all of them at one place.
+# In the walk's room: stretches of float64 at most, not a multiple of 4 KiB apart, for a loop reads
+# and writes all of them at one place.
 ROOM_X = 0
 ROOM_G = 8512
-ROOM_T = 17024
-ROOM_V = 25536
+ROOM_YES = 17024
+ROOM_NO = 25536
 ROOM_S = 34048
 ROOM_W = 42560
 ROOM_VALUE = 51072
+# As they are given: float64.
+ROOM_GIVEN_T = 59584
+ROOM_GIVEN_V = 68096
+ROOM_GIVEN_S = 76608
+ROOM_GIVEN_W = 85120
 
 _F32, _F64, _I16 = np.float32(0), np.float64(0), np.int16(0)
 
 
+@inlined
+def has_weights(call):
+    return (call.pos_weight.data != 0 or call.sample_weight.data != 0 or call.upstream.data != 0)
+
+
+@inlined
+def are_single(call):
+    # Whether the targets are of a type that float32 holds, and nothing else is given: they are then
+    # float32 all the way.
+    kind = call.soft.rows.type
+    return (not has_weights(call)) and ((kind & TYPE_SIZE) <= 2 or kind == TYPE_F32)
+
+
 @part
 def load_run(p, kind, stride, count, to):
-    # Some rows' numbers of any type, as float64.
+    # Some rows' numbers of any type that to's holds.
     stay_apart()
+    zero = as_type(to[0], 0.0)
     if stride == 0:
-        value = load_real(p, kind)
+        value = as_type(zero, load_real(p, kind))
         for i in range(count):
             to[i] = value
     elif kind == TYPE_F64:
         for i in range(count):
-            to[i] = load(p + i * stride, _F64)
+            to[i] = as_type(zero, load(p + i * stride, _F64))
     elif kind == TYPE_F32:
         for i in range(count):
-            to[i] = np.float64(load(p + i * stride, _F32))
+            to[i] = as_type(zero, load(p + i * stride, _F32))
     else:
         for i in range(count):
-            to[i] = load_real(p + i * stride, kind)
+            to[i] = as_type(zero, load_real(p + i * stride, kind))
 
 
 @part
@@ -99,25 +129,31 @@ def store_run(p, kind, stride, count, given):
 
 @part
 def load_points(call, cursor, length, zero, room):
-    # And the weights' products: what multiplies the loss, what multiplies the gradient. With
-    # subnormals on.
+    # With subnormals on.
     stay_apart()
     last = call.n_axes - 1
     x = room_at(room, ROOM_X, zero)
-    t = room_at(room, ROOM_T, 0.0)
-    v = room_at(room, ROOM_V, 0.0)
-    s = room_at(room, ROOM_S, 0.0)
-    w = room_at(room, ROOM_W, 0.0)
-    for i in range(length):
-        v[i] = 1.0
-        s[i] = 1.0
-        w[i] = 1.0
+    single = room_at(room, ROOM_YES, _F32)
+    t = room_at(room, ROOM_GIVEN_T, 0.0)
+    v = room_at(room, ROOM_GIVEN_V, 0.0)
+    s = room_at(room, ROOM_GIVEN_S, 0.0)
+    w = room_at(room, ROOM_GIVEN_W, 0.0)
+    if has_weights(call):
+        for i in range(length):
+            v[i] = 1.0
+            s[i] = 1.0
+            w[i] = 1.0
     i = 0
     while i < length:
         run = lesser(cursor_run(cursor, call), length - i)
         load_logits(cursor.logits, call.logits.rows.type, call.logits.rows.strides[last], run,
                     moved(x, i))
-        load_run(cursor.soft, call.soft.rows.type, call.soft.rows.strides[last], run, moved(t, i))
+        if is_single(zero) and are_single(call):
+            load_run(cursor.soft, call.soft.rows.type, call.soft.rows.strides[last], run,
+                     moved(single, i))
+        else:
+            load_run(cursor.soft, call.soft.rows.type, call.soft.rows.strides[last], run,
+                     moved(t, i))
         if call.pos_weight.data != 0:
             load_run(cursor.pos_weight, call.pos_weight.type, call.pos_weight.strides[last], run,
                      moved(v, i))
@@ -129,43 +165,153 @@ def load_points(call, cursor, length, zero, room):
                      moved(w, i))
         cursor_skip(cursor, call, run)
         i += run
-    for i in range(length):
-        if s[i] == 0.0:  # nothing of it is used
-            x[i] = 0.0
-            t[i] = 0.0
-            w[i] = 0.0
-        elif is_no_share(t[i]):
-            call.refused = 1
-        w[i] = s[i] * (call.scale * w[i])
+
+
+@inlined
+def is_far(size):
+    # No float32, or none that products may be made of. A NaN too.
+    return not ((size == 0.0) | ((size >= NARROW_LEAST) & (size <= NARROW_MOST)))
+
+
+@inlined
+def is_far_point(x, yes, s, w):
+    return ((not fabs(x) <= as_type(x, NARROW_MOST)) | is_far(yes) | is_far(s)
+            | is_far(fabs(w)))
 
 
 @part
-def compute_points(length, zero, room):
+def prepare_points(call, length, zero, room):
+    # From what is given to yes, no and the two factors, in the logits' precision; whether a point
+    # is far. With subnormals on.
     stay_apart()
-    e = stack(LANES, zero)
-    power_k, power_low = power_of(0.0, zero, None)
-    for i0 in range(0, length, LANES):  # what is behind the last is harmless
-        x = moved(room_at(room, ROOM_X, zero), i0)
-        t = moved(room_at(room, ROOM_T, 0.0), i0)
-        v = moved(room_at(room, ROOM_V, 0.0), i0)
-        s = moved(room_at(room, ROOM_S, 0.0), i0)
-        w = moved(room_at(room, ROOM_W, 0.0), i0)
-        values = moved(room_at(room, ROOM_VALUE, 0.0), i0)
-        g = moved(room_at(room, ROOM_G, zero), i0)
+    x = room_at(room, ROOM_X, zero)
+    yes = room_at(room, ROOM_YES, zero)
+    no = room_at(room, ROOM_NO, zero)
+    s = room_at(room, ROOM_S, zero)
+    w = room_at(room, ROOM_W, zero)
+    given_t = room_at(room, ROOM_GIVEN_T, 0.0)
+    given_v = room_at(room, ROOM_GIVEN_V, 0.0)
+    given_s = room_at(room, ROOM_GIVEN_S, 0.0)
+    given_w = room_at(room, ROOM_GIVEN_W, 0.0)
+    scale = call.scale
+    refused = np.int32(0)
+    far = np.int32(0)
+    if is_single(zero) and are_single(call):
+        least = as_type(zero, NARROW_LEAST)
+        most = as_type(zero, NARROW_MOST)
+        for i in range(length):
+            share = yes[i]
+            refused = counted(refused, is_no_share(share))
+            far = counted(far, (not fabs(x[i]) <= most) | ((share < least) & (share > zero)))
+            no[i] = as_type(zero, 1.0 - np.float64(share))
+        far = counted(far, is_far(fabs(scale)))
+    elif not has_weights(call):
+        for i in range(length):
+            t = given_t[i]
+            refused = counted(refused, is_no_share(t))
+            far = counted(far, (not fabs(x[i]) <= as_type(zero, NARROW_MOST)) | is_far(t))
+            yes[i] = as_type(zero, t)
+            no[i] = as_type(zero, 1.0 - t)
+        far = counted(far, is_far(fabs(scale)))
+    else:
+        for i in range(length):
+            if given_s[i] == 0.0:  # nothing of it is used
+                given_t[i] = 0.0
+                x[i] = zero
+            t = given_t[i]
+            factor = given_s[i] * (scale * given_w[i])
+            given_w[i] = factor if given_s[i] != 0.0 else 0.0
+            refused = counted(refused, is_no_share(t))
+            v = given_v[i] * t
+            far = counted(far, is_far_point(x[i], v, given_s[i], given_w[i]))
+            yes[i] = as_type(zero, v)
+            no[i] = as_type(zero, 1.0 - t)
+            s[i] = as_type(zero, given_s[i])
+            w[i] = as_type(zero, given_w[i])
+    if refused != 0:
+        call.refused = 1
+    return far != 0
+
+
+@inlined
+def of_sum(w, difference):
+    # Of weight 0: +0.
+    zero = as_type(w, 0.0)
+    return zero if (w == zero) & (difference == difference) else w * difference
+
+
+@inlined
+def compute_point(x, yes, no, k, low):
+    # The loss, and its derivative.
+    zero = as_type(x, 0.0)
+    one = as_type(x, 1.0)
+    size = fabs(x)
+    e = exp_of(zero - size, k, low, None)
+    far = one / (one + e)
+    near = e * far
+    below = x < zero
+    side = choose(below, yes, no)
+    up = choose(below, near, far)
+    down = choose(below, far, near)
+    return of_sum(side, size) + (yes + no) * log1p_of(e), no * up - yes * down
+
+
+@part
+def compute_points(call, length, zero, room):
+    stay_apart()
+    scale = as_type(zero, call.scale)
+    weighted = has_weights(call)
+    k, low = power_of(0.0, zero, None)
+    own_values = stack(LANES, zero)
+    own_g = stack(LANES, zero)
+    for i in range(0, length, LANES):  # what is behind the last is harmless
+        x = moved(room_at(room, ROOM_X, zero), i)
+        yes = moved(room_at(room, ROOM_YES, zero), i)
+        no = moved(room_at(room, ROOM_NO, zero), i)
+        s = moved(room_at(room, ROOM_S, zero), i)
+        w = moved(room_at(room, ROOM_W, zero), i)
+        values = moved(room_at(room, ROOM_VALUE, 0.0), i)
+        g = moved(room_at(room, ROOM_G, zero), i)
         for j in range(LANES):
-            e[j] = exp_of(zero - fabs(x[j]), power_k, power_low, None)
+            own_values[j], own_g[j] = compute_point(x[j], yes[j], no[j], k, low)
+        if weighted:
+            for j in range(LANES):
+                own_values[j] = s[j] * own_values[j]
+                g[j] = of_sum(w[j], own_g[j])
+        else:
+            for j in range(LANES):
+                g[j] = of_sum(scale, own_g[j])
         for j in range(LANES):
-            z = np.float64(x[j])
-            small = np.float64(e[j])
-            far = 1.0 / (1.0 + small)
-            near = small * far
-            yes = v[j] * t[j]
-            no = 1.0 - t[j]
-            side = yes if z < 0.0 else no
-            up = near if z < 0.0 else far
-            down = far if z < 0.0 else near
-            values[j] = s[j] * (times(side, fabs(z)) + (yes + no) * log1p(small))
-            g[j] = as_type(zero, times(w[j], no * up - yes * down))
+            values[j] = np.float64(own_values[j])
+
+
+@part
+def compute_far_points(call, length, zero, room):
+    stay_apart()
+    x = room_at(room, ROOM_X, zero)
+    single = room_at(room, ROOM_YES, _F32)
+    given_t = room_at(room, ROOM_GIVEN_T, 0.0)
+    given_v = room_at(room, ROOM_GIVEN_V, 0.0)
+    given_s = room_at(room, ROOM_GIVEN_S, 0.0)
+    given_w = room_at(room, ROOM_GIVEN_W, 0.0)
+    g = room_at(room, ROOM_G, zero)
+    values = room_at(room, ROOM_VALUE, 0.0)
+    weighted = has_weights(call)
+    are_floats = are_single(call)
+    k, low = power_of(0.0, 0.0, None)
+    s = 1.0
+    w = call.scale
+    for i in range(length):
+        t = np.float64(single[i]) if are_floats else given_t[i]
+        yes = t
+        if weighted:
+            yes = given_v[i] * t
+            s = given_s[i]
+            w = given_w[i]
+        if is_far_point(x[i], yes, s, w):
+            value, slope = compute_point(np.float64(x[i]), yes, 1.0 - t, k, low)
+            values[i] = s * value
+            g[i] = as_type(zero, of_sum(w, slope))
 
 
 @part
@@ -196,8 +342,11 @@ def walk_points(call, lo, hi, zero, control, cursor, room):
         cursor_start(cursor, call, first)
         subnormals(True)
         load_points(call, cursor, length, zero, room)
+        has_far = prepare_points(call, length, zero, room)
         subnormals(False)
-        compute_points(length, zero, room)
+        compute_points(call, length, zero, room)
+        if is_single(zero) and has_far:
+            compute_far_points(call, length, zero, room)
         subnormals(True)
         store_points(call, first, piece, length, room)
         subnormals(False)
