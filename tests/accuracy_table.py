@@ -2,18 +2,21 @@
 
 `measure` is what `test_accuracy.py` asserts on, `measure_options` what `test_options.py` does:
 cross-entropy with the options of `SETTINGS`, and the pieces. `BOUNDS` and `OPTION_BOUNDS` hold the
-contract's figures, nowhere else repeated.
+contract's figures, nowhere else repeated, `worst.json` what was measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
+import math
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -142,8 +145,9 @@ class Setting:
         """Class numbers, or probabilities; of single logits: 0, 1 and what lies between."""
         if self.loss in truth.POINTWISE:
             rng = np.random.default_rng([rows.SEED, len(case.targets)])
-            return np.where(rng.random(len(case.targets)) < 0.3, rng.random(len(case.targets)),
-                            rng.integers(0, 2, len(case.targets)))
+            shares = np.where(rng.random(len(case.targets)) < 0.3, rng.random(len(case.targets)),
+                              rng.integers(0, 2, len(case.targets)))
+            return shares.astype(case.dtype)
         if self.kind == "classes":
             return case.targets
         return rows.probabilities(case, subnormal=self.subnormal)
@@ -246,6 +250,21 @@ def observe_once(worst: dict[str, Worst], key: tuple[object, ...], results: tupl
     for quantity, found in _KNOWN[key].items():
         if found.error > worst[quantity].error:
             worst[quantity] = found
+
+
+#: Worst errors as they were measured: by dtype, setting ("": none), quantity and group of levels
+#: that have the same bits. A ratchet: `--write` writes it, and an error rises only in a commit of
+#: its own. Not of NumPy's backend, whose exp is NumPy's and the processor's.
+WORST = Path(__file__).with_name("worst.json")
+GROUPS = {"v2": "v2", "v3": "fma", "v4": "fma"}
+
+
+@cache
+def kept(isa: str, dtype: str, name: str) -> dict[str, float]:
+    """Worst errors that the file has, by quantity; infinite where it has none."""
+    found = json.loads(WORST.read_text())[dtype][name]
+    return {quantity: errors.get(GROUPS.get(isa, ""), math.inf)
+            for quantity, errors in found.items()}
 
 
 def bound(quantity: str, dtype: str) -> float:
@@ -407,6 +426,13 @@ def see_gradient(worst: dict[str, Worst], case: rows.Case, g: np.ndarray,
         worst[names.sums].see(beyond(off, truth.LD(0), dtype, flushed, eps * size), case)
 
 
+def as_points(case: rows.Case) -> rows.Case:
+    """Return a case's logits as rows of one class each."""
+    n_classes = case.logits.shape[1]
+    return rows.Case(case.name, case.logits.reshape(-1, 1), np.zeros(case.logits.size, int),
+                     [family for family in case.families for _ in range(n_classes)])
+
+
 def observe_setting(worst: dict[str, Worst], case: rows.Case, backend: str, setting: Setting,
                     dtype: str) -> None:
     """Evaluate a loss with options over a case, as logits of `dtype`; note its errors."""
@@ -414,8 +440,7 @@ def observe_setting(worst: dict[str, Worst], case: rows.Case, backend: str, sett
     logits = case.logits.astype(storage(dtype))
     if setting.loss in truth.POINTWISE:
         logits = logits.reshape(-1)
-        case = rows.Case(case.name, case.logits.reshape(-1, 1), np.zeros(logits.size, int),
-                         [family for family in case.families for _ in range(case.logits.shape[1])])
+        case = as_points(case)
     shared, of_rows = setting.arrays(case)
     targets = setting.targets(case)
     loss, g = getattr(sx, f"{setting.loss}_with_grad")(
@@ -545,7 +570,10 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--settings", action="store_true", help="a line for each setting")
-    each = parser.parse_args().settings
+    parser.add_argument("--write", action="store_true", help=f"the errors into {WORST.name}")
+    parser.add_argument("--rows", action="store_true", help="the worst row of each line")
+    arguments = parser.parse_args()
+    each, written = arguments.settings, {}
     levels = usable_levels()
 
     def columns(function, *args):
@@ -560,14 +588,25 @@ def main() -> None:
         if dtype == "bfloat16" and find_spec("ml_dtypes") is None:
             continue
         errors: dict[str, list[float]] = {}
+        where: dict[str, str] = {}
+        cases = list(rows.cases(dtype)) if dtype not in FORMATS else option_cases(dtype)
+        print(f"{sum(len(case.logits) for case in cases):,} rows, "
+              f"{sum(case.logits.size for case in cases):,} logits")
 
-        def see(label, quantity, table, found, errors=errors, dtype=dtype):
+        def see(label, quantity, table, found, errors=errors, where=where, dtype=dtype):
             promise, unit, *_ = table[quantity]
             name = f"{promise} {label if each else ''}{quantity}, {unit}"
             key = f"{name:66}{bound(quantity, dtype):8g}"
             before = errors.get(key, [0.0] * len(found))
             errors[key] = [max(old, column[quantity].error)
                            for old, column in zip(before, found, strict=True)]
+            worst = max((column[quantity] for column in found), key=lambda column: column.error)
+            if worst.error > max(before):
+                where[key] = f"  {label}{worst.where}"
+            into = written.setdefault(dtype, {}).setdefault(label.removesuffix(": "), {})
+            into[quantity] = {GROUPS[level.isa]: rounded_up(column[quantity].error)
+                              for level, column in zip(levels, found, strict=True)
+                              if level.isa in GROUPS}
 
         if dtype not in FORMATS:
             found = list(columns(measure, dtype))
@@ -579,8 +618,19 @@ def main() -> None:
                 see(f"{name}: ", quantity, OPTION_BOUNDS, found)
         print(f"{dtype:66}{'bound':>8}" + "".join(f"{level!s:>12}" for level in levels))
         for key, values in errors.items():
-            print(key + "".join(f"{value:12.3f}" for value in values))
+            row = where.get(key, "") if arguments.rows else ""
+            print(key + "".join(f"{value:12.3f}" for value in values) + row)
         print()
+    if arguments.write:
+        WORST.write_text(json.dumps(written, indent=1, sort_keys=True) + "\n")
+
+
+def rounded_up(error: float) -> float:
+    """Two digits behind the point, above the error by 0.005 to 0.015.
+
+    The truth is the C library's, in extended precision: another one's may differ by less.
+    """
+    return math.ceil(100 * (error + 0.005)) / 100
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import softxent as sx
+from softxent import _plan
 from softxent.backends import BACKENDS
 
 #: The levels SOFTXENT_MAX_ISA knows, with what NumPy, another party, must find in the processor.
@@ -104,6 +105,25 @@ def heeds_ctrl_c() -> Iterator[None]:
 def dtype(request: pytest.FixtureRequest) -> str:
     """The logits' dtype."""
     return request.param
+
+
+@pytest.fixture(params=["float32", "float64", "float16", "bfloat16"])
+def any_dtype(request: pytest.FixtureRequest) -> str:
+    """The logits' dtype, the formats of 16 bits too."""
+    if request.param == "bfloat16":
+        pytest.importorskip("ml_dtypes", reason="bfloat16 is its")
+    return request.param
+
+
+@pytest.fixture
+def all_take_part(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every thread takes part, a few rows at a time, however small the call is."""
+    monkeypatch.setattr(_plan, "PARALLEL_FROM_NS", 0.0)
+    monkeypatch.setattr(_plan, "PIECE_FROM", 1)
+    monkeypatch.setattr(_plan, "ROWS_TOGETHER", 1)
+    _plan._plan.cache_clear()
+    yield
+    _plan._plan.cache_clear()
 
 
 #: What other Pythons, the wheel, the sdist and a build without a compiler run (`-m subset`): of

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import accuracy_table as table
 import softxent as sx
 from softxent.backends._contract import Op
 from softxent.losses import LOSSES
@@ -21,12 +22,17 @@ DOCS = Path(__file__).parents[1] / "docs"
 PYTORCH = (DOCS / "coming_from_pytorch.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def make_options():
-    spec = importlib.util.spec_from_file_location("make_options", DOCS / "make_options.py")
+def script(name):
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def make_options():
+    return script("make_options")
 
 
 # ---- docs/options.md -----------------------------------------------------------------------------
@@ -144,3 +150,27 @@ def test_pytorch_page_python_runs():
     for block in re.findall(r"```python\n(.*?)```", PYTORCH, re.S):
         exec(compile(block, "coming_from_pytorch.md", "exec"), names)
     assert names["grad"].shape == names["z"].shape
+
+
+# ---- accuracy ------------------------------------------------------------------------------------
+
+
+def test_accuracy_page_says_what_is_kept():
+    """Its lines, bounds and our columns are those of the tests; peers' are its script's."""
+    maker = script("make_accuracy")
+    text = (DOCS / "accuracy.md").read_text(encoding="utf-8")
+    assert text.startswith(maker.HEAD)
+    sections = re.split(r"^## (\w+)$", text, flags=re.M)[1:]
+    assert sections[::2] == ["float32", "float64"]
+    for dtype, section in zip(sections[::2], sections[1::2], strict=True):
+        lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in section.splitlines()
+                 if line.startswith("|")]
+        assert [cell.strip() for cell in lines[0][2:5]] == ["v2", "v3, v4, Numba", "NumPy"]
+        assert [line[0].strip() for line in lines[2:]] == [line[0] for line in maker.LINES]
+        for (_, bound, v2, fma, numpy, *_), (_, setting, quantities) in zip(
+                lines[2:], maker.LINES, strict=True):
+            assert float(bound.strip("≤ ")) == table.bound(quantities[0], dtype)
+            for isa, cell in (("v2", v2), ("v3", fma)):
+                most = max(table.kept(isa, dtype, setting)[quantity] for quantity in quantities)
+                assert float(cell) <= most <= float(bound.strip("≤ "))
+            assert float(numpy) <= float(bound.strip("≤ "))

@@ -23,14 +23,6 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(params=("float32", "float64", *FORMATS))
-def any_dtype(request):
-    """The logits' dtype, the formats of 16 bits too."""
-    if request.param == "bfloat16":
-        pytest.importorskip("ml_dtypes", reason="bfloat16 is its")
-    return request.param
-
-
 def arguments(case, name):
     """Targets and options of a case, some rows of which do not count."""
     n, n_classes = case.logits.shape
@@ -165,14 +157,14 @@ def test_rows_without_a_softmax(level, dtype):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("n_classes", [2, 10, 70, 1030])
-def test_same_bits_in_any_memory(level, dtype, rule, n_classes):
+def test_same_bits_in_any_memory(level, dtype, all_take_part, rule, n_classes):
     """E7: layouts, threads, and either output over the logits."""
     z = np.random.default_rng(n_classes).normal(0, 9, (40, n_classes)).astype(dtype)
     y = np.arange(40) % n_classes
     y[::7] = -100
     wanted = [bits(a) for a in run(level, z, y, hessian=rule)]
     for how, logits in layouts(z):
-        for n_threads in (1, 3):
+        for n_threads in (1, 2, 3, 7):
             found = run(level, logits, y, hessian=rule, n_threads=n_threads)
             assert [bits(a) for a in found] == wanted, how
         for name, place in (("grad_out", 1), ("hess_out", 2)):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import softxent as sx
-from accuracy_table import FORMATS, storage
+from accuracy_table import storage
 from softxent.losses import LOSSES
 from test_accuracy import assert_positive_zero, bits
 
@@ -15,14 +15,6 @@ ROWS = {name: spec for name, spec in LOSSES.items() if name != "sigmoid_binary_c
 KINDS = [(name, kind) for name, spec in ROWS.items() for kind in spec.targets]
 #: Options that take part in a loss's formula, with values that are easy to differentiate.
 NUMBERS = {"gamma": 1.7, "label_smoothing": 0.1, "temperature": 0.8, "softcap": 6.0, "z_loss": 0.03}
-
-
-@pytest.fixture(params=("float32", "float64", *FORMATS))
-def any_dtype(request):
-    """The logits' dtype, the formats of 16 bits too."""
-    if request.param == "bfloat16":
-        pytest.importorskip("ml_dtypes", reason="bfloat16 is its")
-    return request.param
 
 
 def problem(n_classes, dtype="float64", kind="classes", n_rows=40):

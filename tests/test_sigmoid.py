@@ -12,32 +12,12 @@ import softxent as sx
 import truth
 from accuracy_table import FORMATS, storage
 from conftest import force, usable_levels
-from softxent import _plan
 from test_accuracy import assert_positive_zero, layouts
 
 LD = truth.LD
 #: A9, in eps of the sum of the absolute terms.
 BOUND = {"float32": 8.0, "float64": 16.0}
 WITH_FMA = [level for level in usable_levels() if level.isa in ("v3", "v4")]
-
-
-@pytest.fixture(params=("float32", "float64", *FORMATS))
-def any_dtype(request):
-    """The logits' dtype, the formats of 16 bits too."""
-    if request.param == "bfloat16":
-        pytest.importorskip("ml_dtypes", reason="bfloat16 is its")
-    return request.param
-
-
-@pytest.fixture
-def all_take_part(monkeypatch):
-    """Every thread takes part, a piece at a time, however small the call is."""
-    monkeypatch.setattr(_plan, "PARALLEL_FROM_NS", 0.0)
-    monkeypatch.setattr(_plan, "PIECE_FROM", 1)
-    monkeypatch.setattr(_plan, "ROWS_TOGETHER", 1)
-    _plan._plan.cache_clear()
-    yield
-    _plan._plan.cache_clear()
 
 
 def hard(dtype, shape, seed=0):
