@@ -20,8 +20,8 @@ ROWS_ONLY = (Op.LOGSUMEXP, Op.ENTROPY, Op.RANK)
 #: Operations on rows of classes; the other, on single logits, is test_sigmoid.py's.
 OF_ROWS = [op for op in Op if op is not Op.SIGMOID]
 #: By what they take as targets.
-OF_CLASSES = (Op.CROSS_ENTROPY, Op.FOCAL, Op.SQUARED_ERROR, Op.NLL, Op.RANK)
-OF_PROBABILITIES = (Op.CROSS_ENTROPY, Op.KL, Op.SQUARED_ERROR, Op.SOFTMAX_VJP)
+OF_CLASSES = (Op.CROSS_ENTROPY, Op.FOCAL, Op.SQUARED_ERROR, Op.NLL, Op.HESSIAN, Op.RANK)
+OF_PROBABILITIES = (Op.CROSS_ENTROPY, Op.KL, Op.SQUARED_ERROR, Op.HESSIAN, Op.SOFTMAX_VJP)
 
 
 def never():
