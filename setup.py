@@ -83,4 +83,5 @@ class SourceDistribution(sdist):
         super().make_release_tree(base_dir, sorted(found.union(files)))
 
 
-setup(ext_modules=extensions, cmdclass={"sdist": SourceDistribution})
+setup(ext_modules=extensions, cmdclass={"sdist": SourceDistribution},
+      options={"build_ext": {"parallel": os.cpu_count() or 1}})
