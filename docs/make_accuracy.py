@@ -41,6 +41,8 @@ LINES: list[tuple[str, str, tuple[str, ...]]] = [
     ("… gradient, (1 + γ) ulp", "focal", ("gradient",)),
     ("`kl_divergence`: loss, eps·Σ\\|terms\\|", "KL", ("divergence",)),
     ("… gradient, eps·(\\|A\\|p + \\|B\\|)", "KL", ("other gradient",)),
+    ("`distillation_loss`, τ = 2: loss, eps·Σ\\|terms\\|", "distillation", ("distillation",)),
+    ("… gradient, eps·Σ\\|terms\\|", "distillation", ("gradient of distillation",)),
     ("`softmax_squared_error`: loss, eps·Σ\\|terms\\|", "squared error", ("squared error",)),
     ("… gradient, eps·Σ\\|terms\\|", "squared error", ("gradient of squared error",)),
     ("`sigmoid_binary_cross_entropy`: loss, eps·Σ\\|terms\\|", "sigmoid",
@@ -101,6 +103,10 @@ class Torch(Peer):
             loss = -((1 - log_p.exp()) ** options["gamma"]) * log_p
         elif name == "kl_divergence":
             loss = f.kl_div(f.log_softmax(x, 1), y, reduction="none").sum(1)
+        elif name == "distillation_loss":
+            tau = options["temperature"]
+            log_p, log_q = f.log_softmax(x / tau, 1), f.log_softmax(y / tau, 1)
+            loss = tau**2 * f.kl_div(log_p, log_q, reduction="none", log_target=True).sum(1)
         elif name == "softmax_squared_error":
             loss = 0.5 * ((f.softmax(x, 1) - f.one_hot(y, z.shape[1])) ** 2).sum(1)
         else:
@@ -144,7 +150,13 @@ class Jax(Peer):
             log_p = nn.log_softmax(x, 1)
             return -(1 - share) * at(log_p) - share * log_p.mean(1)
 
+        def distilled(x: Any) -> Any:
+            tau = options["temperature"]
+            log_p, log_q = (nn.log_softmax(logits / tau, 1) for logits in (x, y))
+            return tau**2 * (numpy.exp(log_q) * (log_q - log_p)).sum(1)
+
         functions: dict[str, Callable[[Any], Any]] = {
+            "distillation_loss": distilled,
             "focal_loss": focal,
             "softmax_squared_error": lambda x: 0.5 * (
                 (nn.softmax(x, 1) - nn.one_hot(y, z.shape[1], dtype=x.dtype)) ** 2).sum(1),

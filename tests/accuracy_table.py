@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -46,11 +46,13 @@ OPTION_BOUNDS = {
     "soft loss": ("A8", "ulp of sum q (lse - z)", 8.0, 16.0),
     "loss with z-loss": ("A9", "eps sum |terms|", 8.0, 16.0),
     "divergence": ("A9", "eps sum |terms|", 8.0, 16.0),
+    "distillation": ("A9", "eps sum |terms|", 8.0, 16.0),
     "squared error": ("A9", "eps sum |terms|", 8.0, 16.0),
     "binary cross-entropy": ("A9", "eps sum |terms|", 8.0, 16.0),
     "gradient": BOUNDS["gradient"],
     "gradient below F": BOUNDS["gradient below F"],
     "other gradient": ("A6", "eps (|A| p + |B|)", 4.0, 8.0),
+    "gradient of distillation": ("A9", "eps sum |terms|", 8.0, 16.0),
     "gradient of squared error": ("A9", "eps sum |terms|", 8.0, 16.0),
     "gradient of binary cross-entropy": ("A9", "eps sum |terms|", 8.0, 16.0),
     "sum g": BOUNDS["sum g"],
@@ -95,7 +97,7 @@ class Quantities(NamedTuple):
         return self.gradient == "gradient"
 
 
-def quantities(loss: str, kind: str, options: Collection[str]) -> Quantities:
+def quantities(loss: str, kind: str, options: Mapping[str, object]) -> Quantities:
     """What is promised of a loss, from the options that are on."""
     if loss == "nll_loss":
         return Quantities("loss", "gradient")
@@ -103,6 +105,8 @@ def quantities(loss: str, kind: str, options: Collection[str]) -> Quantities:
         return Quantities("binary cross-entropy", "gradient of binary cross-entropy")
     if loss == "softmax_squared_error":
         return Quantities("squared error", "gradient of squared error")
+    if loss == "distillation_loss" and options.get("hard_weight") != 1:
+        return Quantities("distillation", "gradient of distillation", "sum of other g")
     sums = {"z_loss", "softcap"}.isdisjoint(options)
     if loss == "kl_divergence":
         return Quantities("divergence", "other gradient", "sum of other g" if sums else "")
@@ -136,13 +140,15 @@ class Setting:
         if self.row_weights:
             of_rows["sample_weight"] = np.exp(rng.normal(0, 2, n))
             of_rows["upstream"] = rng.normal(0, 1, n) * 10.0 ** rng.integers(-5, 6)
+        if "hard_weight" in self.names:
+            shared["hard_targets"] = case.targets
         if self.loss in truth.POINTWISE and self.class_weight:
             shared["pos_weight"] = np.exp(rng.normal(0, 2, n))
             del shared["class_weight"]
         return shared, of_rows
 
     def targets(self, case: rows.Case) -> np.ndarray:
-        """Class numbers, or probabilities; of single logits: 0, 1 and what lies between."""
+        """Class numbers, probabilities or a teacher; of single logits: 0, 1 and between."""
         if self.loss in truth.POINTWISE:
             rng = np.random.default_rng([rows.SEED, len(case.targets)])
             shares = np.where(rng.random(len(case.targets)) < 0.3, rng.random(len(case.targets)),
@@ -150,6 +156,8 @@ class Setting:
             return shares.astype(case.dtype)
         if self.kind == "classes":
             return case.targets
+        if self.kind == "logits":
+            return rows.teacher(case)
         return rows.probabilities(case, subnormal=self.subnormal)
 
     @property
@@ -160,7 +168,7 @@ class Setting:
     @property
     def quantities(self) -> Quantities:
         """What is measured of it."""
-        return quantities(self.loss, self.kind, self.names)
+        return quantities(self.loss, self.kind, dict(self.options))
 
 
 def _setting(kind: str = "classes", class_weight: bool = False, row_weights: bool = False,
@@ -202,6 +210,14 @@ SETTINGS = {
     "KL": _setting("probabilities", loss="kl_divergence"),
     "KL, everything": _setting("probabilities", row_weights=True, loss="kl_divergence",
                                temperature=1.7, softcap=20.0),
+    "distillation": _setting("logits", loss="distillation_loss", temperature=2.0),
+    "distillation, at 0.7": _setting("logits", row_weights=True, loss="distillation_loss",
+                                     temperature=0.7),
+    "distillation, classes": _setting("logits", loss="distillation_loss", temperature=1.0,
+                                      hard_weight=0.25),
+    "distillation, everything": _setting(
+        "logits", True, True, "distillation_loss", temperature=4.0, hard_weight=0.6,
+        label_smoothing=0.1),
     "NLL": _setting("classes", True, True, "nll_loss"),
     "squared error": _setting(loss="softmax_squared_error"),
     "squared error, probabilities": _setting("probabilities", row_weights=True,
@@ -462,7 +478,9 @@ def look_at_setting(worst: dict[str, Worst], case: rows.Case, setting: Setting, 
     true = truth.LOSSES[setting.loss](case.logits, targets, weight=weight,
                                       factor=of_rows.get("upstream"), **options, **shared)
     quantity = setting.quantities.loss
-    heaviest = max((weights.max() for weights in shared.values()), default=1.0)
+    heaviest = max((shared[name].max() for name in shared if "weight" in name), default=1.0)
+    if setting.kind == "logits":
+        heaviest = max(heaviest, options["temperature"] ** 2)
     errors = beyond(loss, true.loss, case.dtype,
                     loss_allowance(true, case.dtype, weight * heaviest),
                     loss_unit(true, quantity, case.dtype))

@@ -48,6 +48,9 @@ CASES: dict[str, dict[str, object]] = {
     "squared error": {"loss": "softmax_squared_error", "upstream": True},
     "squared error, probabilities": {"loss": "softmax_squared_error", "probabilities": True,
                                      "temperature": 1.5},
+    "distillation": {"loss": "distillation_loss", "teacher": True, "sample_weight": True},
+    "distillation, everything": {"loss": "distillation_loss", "teacher": True, "hard_weight": 0.3,
+                                 "class_weight": True, "label_smoothing": 0.2, "temperature": 1.5},
     "NLL": {"loss": "nll_loss", "class_weight": True, "upstream": True},
     "sigmoid": {"loss": "sigmoid_binary_cross_entropy", "probabilities": True},
 }
@@ -107,6 +110,8 @@ def call(n_classes: int, dtype: str, options: dict[str, object]) -> tuple[tuple,
     targets: np.ndarray = (word % np.uint64(n_classes)).astype(np.int64)
     if options.pop("probabilities", False):
         targets = probabilities(n_classes, "float64" if dtype == "float64" else "float32")
+    if options.pop("teacher", False):
+        options["hard_targets"], targets = targets, z[::-1]
     for name, count in (("class_weight", n_classes), ("sample_weight", n), ("upstream", n)):
         if options.get(name):
             options[name] = (raw(13 + count, count) >> np.uint64(50)).astype(np.float64) * 2.0**-12

@@ -32,8 +32,8 @@ LAYOUTS = {
     "F, backwards": lambda z: z[::-1].copy(order="F")[::-1],
 }
 #: Numbers that make a loss take its longest way, by the option's name; those it has are passed.
-NUMBERS = {"gamma": 1.5, "label_smoothing": 0.1, "temperature": 0.7, "softcap": 30.0,
-           "z_loss": 1e-3}
+NUMBERS = {"gamma": 1.5, "hard_weight": 0.3, "label_smoothing": 0.1, "temperature": 0.7,
+           "softcap": 30.0, "z_loss": 1e-3}
 #: Arrays, by the option's name.
 ARRAYS = ("sample_weight", "class_weight", "upstream", "pos_weight")
 
@@ -92,8 +92,10 @@ class Case:
                 arrays = self.arrays_of_points if "pos_weight" in options else self.arrays
                 some = {name: arrays[name] for name in ARRAYS if name in options}
                 numbers = {name: value for name, value in NUMBERS.items() if name in options}
-                shaped = z if kind == "classes" else {**z, "targets": self.probabilities}
+                shaped = z if kind == "classes" else {**z, spec.second: self.probabilities}
                 flat = rows if kind == "classes" else {}
+                if kind == "logits":
+                    flat = {"hard_targets": self.targets}
                 function = getattr(sx, f"{loss}_with_grad")
                 for more in ({}, numbers):
                     call = self.partial(function, reduction="none", **more)

@@ -374,6 +374,31 @@ def probabilities(case: Case, *, subnormal: bool = False) -> np.ndarray:
     return t.astype(dtype)
 
 
+def teacher(case: Case) -> np.ndarray:
+    """A teacher's logits for the rows of a case, of its dtype; mostly -inf where the student's are.
+
+    Those of another row, the student's own, nearly so, flatter, steeper, or in another order.
+    """
+    z = case.logits.astype(float)
+    rng = np.random.default_rng([SEED, z.shape[1], np.dtype(case.dtype).itemsize, 3])
+    u = z[rng.permutation(len(z))]
+    turn = np.arange(len(z))
+    u[turn % 8 == 1] = z[turn % 8 == 1]
+    for i, noise in ((2, 1e-6), (3, 1e-3), (4, 1.0)):
+        here = turn % 8 == i
+        u[here] = z[here] + rng.normal(0, noise, u[here].shape)
+    u[turn % 8 == 5] = z[turn % 8 == 5] / 3
+    with np.errstate(over="ignore"):
+        u[turn % 8 == 6] = z[turn % 8 == 6] * 1.5
+        u = u.astype(case.dtype)
+    u[u == np.inf] = np.finfo(case.dtype).max
+    u[turn % 8 == 7] = case.logits[turn % 8 == 7, ::-1]
+    u[(case.logits == -np.inf) & (rng.random(len(z)) < 0.8)[:, None]] = -np.inf
+    empty = ~np.isfinite(u.max(axis=1))
+    u[empty, z[empty].argmax(axis=1)] = 0
+    return u
+
+
 def some(case: Case, copies: int) -> Case:
     """The same with at most so many rows of a family."""
     seen: Counter[str] = Counter()

@@ -239,16 +239,18 @@ def test_losses_that_raise_keep_the_state(level, environment, loss, kind):
     function = getattr(sx, f"{loss}_with_grad")
     for dtype in ("f4", "f8"):
         z = np.zeros((40, 70), dtype)
-        targets = np.arange(40) + 50
+        targets, options = np.arange(40) + 50, {}
         if kind == "probabilities":
             targets = np.full(z.shape, 1 / 70, dtype)
             targets[20, 3] = -1
+        elif kind == "logits":
+            options, targets = {"hard_targets": targets}, np.zeros(z.shape)
         for n_threads in (1, 2):
             for name, call in (
-                (loss, lambda n=n_threads, z=z, targets=targets: getattr(sx, loss)(
-                    z, targets, backend=level.backend, n_threads=n)),
-                (f"{loss}_with_grad", lambda n=n_threads, z=z, targets=targets: function(
-                    z, targets, backend=level.backend, n_threads=n)),
+                (loss, lambda n=n_threads, z=z, targets=targets, options=options: getattr(sx, loss)(
+                    z, targets, backend=level.backend, n_threads=n, **options)),
+                (f"{loss}_with_grad", lambda n=n_threads, z=z, targets=targets, options=options: (
+                    function(z, targets, backend=level.backend, n_threads=n, **options))),
             ):
                 raised = list(keeps(environment, call, f"{name}, which raises"))
                 assert all(isinstance(e, IndexError | ValueError) for e in raised), raised

@@ -245,10 +245,12 @@ def test_integer_weights_repeat_rows(level, dtype):
         z, targets = z[kept], targets[kept]
         options.pop("upstream", None)
         options.pop("sample_weight", None)
+        options = of(options, kept)
         times = np.random.default_rng(n_classes).integers(0, 4, len(z))
         finite = np.isfinite(pair(level, z, targets, **options)[0])
         times[~finite] = 0
         repeated = np.repeat(np.arange(len(z)), times)
+        more = of(options, repeated)
         for reduction in ("sum", "mean"):
             if not len(repeated):
                 continue
@@ -256,7 +258,7 @@ def test_integer_weights_repeat_rows(level, dtype):
                 got, g = pair(level, z, targets, sample_weight=times, reduction=reduction,
                               **options)
                 wanted, g_repeated = pair(level, z[repeated], targets[repeated],
-                                          reduction=reduction, **options)
+                                          reduction=reduction, **more)
             assert got == pytest.approx(wanted, rel=16 * truth.EPS["float64"], abs=1e-300), name
             first = (np.cumsum(times) - times)[times > 0]
             alone = g_repeated[first].astype(LD) * times[times > 0, None]

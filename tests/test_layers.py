@@ -138,7 +138,8 @@ def test_only_plan_and_run_touch_backends():
 
 #: Compiled by Numba, or what compiles them; imported when something is to be compiled.
 WALK = {f"softxent.backends.numba.{name}" for name in (
-    "_jit", "_elementary", "_load", "_rows", "_reduce", "_head", "_map", "_points", "_walk")}
+    "_jit", "_elementary", "_load", "_rows", "_reduce", "_head", "_map", "_points", "_distillation",
+    "_walk")}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -14,7 +14,8 @@ from test_accuracy import assert_positive_zero, bits
 ROWS = {name: spec for name, spec in LOSSES.items() if name != "sigmoid_binary_cross_entropy"}
 KINDS = [(name, kind) for name, spec in ROWS.items() for kind in spec.targets]
 #: Options that take part in a loss's formula, with values that are easy to differentiate.
-NUMBERS = {"gamma": 1.7, "label_smoothing": 0.1, "temperature": 0.8, "softcap": 6.0, "z_loss": 0.03}
+NUMBERS = {"gamma": 1.7, "hard_weight": 0.3, "label_smoothing": 0.1, "temperature": 0.8,
+           "softcap": 6.0, "z_loss": 0.03}
 
 
 def problem(n_classes, dtype="float64", kind="classes", n_rows=40):
@@ -25,6 +26,8 @@ def problem(n_classes, dtype="float64", kind="classes", n_rows=40):
     targets = rng.integers(0, n_classes, n_rows)
     if kind == "probabilities":
         targets = rng.dirichlet(np.ones(n_classes), n_rows)
+    elif kind == "logits":
+        targets = rng.normal(0, 3, (n_rows, n_classes))
     else:
         targets[1::9] = -100
     return z.astype(storage(dtype)), targets, {"sample_weight": rng.uniform(0, 2, n_rows),
@@ -55,6 +58,8 @@ def test_gradient_is_the_derivative(level, loss, kind, n_classes):
     options = {**options, **{name: value for name, value in NUMBERS.items() if name in has}}
     if "class_weight" in has:
         options["class_weight"] = np.linspace(0.5, 2, n_classes)
+    if "hard_targets" in has:
+        options["hard_targets"] = np.arange(len(z)) % n_classes
     up = options.pop("upstream")
     _, g = run(level, loss, z, targets, upstream=up, **options)
     h = 1e-5
@@ -223,6 +228,174 @@ def test_squared_error_keeps_the_digits_of_sure_rows(level, dtype):
     other = np.exp(-20.0)
     np.testing.assert_allclose(loss, other**2, rtol=1e-5)
     np.testing.assert_allclose(g, [[-2 * other**2, 2 * other**2]], rtol=1e-5)
+
+
+# ---- distillation --------------------------------------------------------------------------------
+
+
+def distil(level, z, teacher, **options):
+    """Loss and gradient of every row."""
+    return run(level, "distillation_loss", z, teacher, **options)
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 10, 64, 65, 1030])
+def test_distillation_of_classes_alone_is_cross_entropy(level, any_dtype, n_classes):
+    """h = 1: the teacher, whose values would make NaN, is not evaluated."""
+    z, targets, options = problem(n_classes, any_dtype)
+    options |= {"class_weight": np.linspace(0, 2, n_classes), "label_smoothing": 0.2}
+    teacher = np.full(z.shape, np.nan)
+    for more in ({}, {"ignore_index": 0}, {"label_smoothing": 0.0}):
+        given = {**options, **more}
+        if "ignore_index" in more:
+            targets = np.where(targets < 0, 0, targets)
+        same(distil(level, z, teacher, hard_targets=targets, hard_weight=1, **given),
+             run(level, "cross_entropy", z, targets, **given))
+    given = {"hard_targets": targets, "hard_weight": 1, "divisor": 7.0, "reduction": "mean",
+             "ignore_index": 0}
+    found = distil(level, z, teacher, **given)
+    wanted = run(level, "cross_entropy", z, targets, divisor=7.0, reduction="mean", ignore_index=0)
+    assert found[0] == wanted[0]
+    assert bits(found[1]) == bits(wanted[1])
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 10, 65, 1030])
+def test_distillation_from_a_teacher_alone_needs_no_classes(level, any_dtype, n_classes):
+    """h = 0: classes, their weights and smoothing change no bit, but for the rows they ignore."""
+    z, teacher, options = problem(n_classes, any_dtype, kind="logits")
+    expected = distil(level, z, teacher, **options)
+    targets = np.arange(40) % n_classes
+    same(expected, distil(level, z, teacher, hard_targets=targets, label_smoothing=0.3,
+                          class_weight=np.linspace(0, 2, n_classes), **options))
+    z[3], teacher[3], targets[3] = np.nan, np.inf, -100
+    loss, g = distil(level, z, teacher, hard_targets=targets, **options)
+    assert_positive_zero(loss[3:4])
+    assert_positive_zero(g[3].astype(float))
+    others = np.arange(40) != 3
+    same((loss[others], g[others]), (expected[0][others], expected[1][others]))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0, 7.0])
+@pytest.mark.parametrize("n_classes", [1, 2, 3, 10, 65, 1030])
+def test_distillation_of_equals_is_0(level, any_dtype, n_classes, temperature):
+    """Loss and gradient, exactly."""
+    z, _, options = problem(n_classes, any_dtype)
+    z[::5, n_classes // 2 + 1 :] = -np.inf
+    loss, g = distil(level, z, z.copy(), temperature=temperature, **options)
+    assert_positive_zero(loss)
+    assert not g.astype(float).any()
+
+
+def test_distillation_is_hintons(level):
+    """(1 - h) tau^2 KL(q || p) + h cross-entropy, written out with this library's own pieces."""
+    z, teacher, _ = problem(5, kind="logits")
+    targets = np.arange(40) % 5
+    tau, h = 3.0, 0.25
+    q = sx.softmax(teacher, temperature=tau)
+    expected = (1 - h) * tau**2 * sx.kl_divergence(z, q, temperature=tau, reduction="none")
+    expected += h * sx.cross_entropy(z, targets, reduction="none")
+    loss, _ = distil(level, z, teacher, temperature=tau, hard_targets=targets, hard_weight=h)
+    np.testing.assert_allclose(loss, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("n_classes", [3, 10, 64, 65, 1030])
+def test_distillation_of_masked_classes(level, dtype, n_classes):
+    """Excluded by both: nothing; by the student alone: +inf, and what the teacher gives there."""
+    z, teacher, _ = problem(n_classes, dtype, kind="logits", n_rows=8)
+    teacher = teacher.astype(dtype)
+    z[:, 0] = teacher[:, 0] = -np.inf
+    rest = distil(level, z[:, 1:], teacher[:, 1:])
+    loss, g = distil(level, z, teacher)
+    np.testing.assert_allclose(loss, rest[0], rtol=20 * np.finfo(dtype).eps)
+    assert_positive_zero(np.abs(g[:, 0]))
+    z[::2, 1] = -np.inf
+    loss, g = distil(level, z, teacher)
+    assert np.isposinf(loss[::2]).all()
+    assert np.isfinite(loss[1::2]).all()
+    q = sx.softmax(teacher, temperature=2.0, backend=level.backend)
+    np.testing.assert_allclose(g[::2, 1], -2 * q[::2, 1], rtol=8 * np.finfo(dtype).eps)
+    # Excluded by the teacher alone: the student is to give it up.
+    teacher[:, 2] = -np.inf
+    p = sx.softmax(z, temperature=2.0, backend=level.backend)
+    _, g = distil(level, z, teacher)
+    np.testing.assert_allclose(g[:, 2], 2 * p[:, 2], rtol=8 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("n_classes", [1, 3, 65, 1030])
+def test_teachers_without_a_softmax(level, any_dtype, n_classes):
+    """NaN, +inf or -inf alone: that row is NaN, and no other."""
+    z, teacher, options = problem(n_classes, any_dtype, kind="logits", n_rows=8)
+    expected = distil(level, z, teacher, **options)
+    teacher[1, n_classes // 2], teacher[3, 0], teacher[5] = np.nan, np.inf, -np.inf
+    loss, g = distil(level, z, teacher, **options)
+    bad = [1, 3, 5]
+    assert np.isnan(loss[bad]).all()
+    assert np.isnan(g[bad].astype(float)).all()
+    good = [0, 2, 4, 6, 7]
+    same((loss[good], g[good]), (expected[0][good], expected[1][good]))
+
+
+@pytest.mark.parametrize("n_classes", [3, 65, 1030])
+def test_teacher_of_another_dtype(level, n_classes):
+    """Numbers that both dtypes have: float16 as float32; float64 as if the logits were, too."""
+    z, teacher, options = problem(n_classes, "float32", kind="logits")
+    narrow = teacher.astype(np.float16)
+    same(distil(level, z, narrow, **options), distil(level, z, narrow.astype("f4"), **options))
+    loss, g = distil(level, z, teacher, **options)
+    wide = distil(level, z.astype(float), teacher, **options)
+    assert (loss.dtype, g.dtype) == (np.float32, np.float32)
+    same((loss, g), [a.astype("f4") for a in wide])
+    # Differences of float64 logits that float32 has not.
+    off = teacher + 1e6
+    assert np.abs(distil(level, z, off, **options)[0] - loss).max() <= 1e-5 * loss.max()
+
+
+def test_distillation_divides_by_the_rows_that_count(level):
+    z, teacher, _ = problem(5, kind="logits", n_rows=4)
+    targets, s, v = np.array([0, -100, 2, 3]), np.array([1.0, 2.0, 0.0, 3.0]), np.arange(5.0)
+    options = {"hard_targets": targets, "hard_weight": 0.5, "sample_weight": s, "class_weight": v}
+    rows, g = distil(level, z, teacher, **options)
+    mean, g_mean = distil(level, z, teacher, reduction="mean", **options)
+    assert mean == pytest.approx(rows.sum() / 4)
+    np.testing.assert_allclose(g_mean, g / 4, rtol=1e-15)
+    # Of a class of weight 0 the divergence stays.
+    only, _ = distil(level, z, teacher)
+    assert rows[0] == only[0] / 2
+
+
+@pytest.mark.parametrize(("error", "match", "options"), [
+    (ValueError, "hard_weight 0.5 is the share of cross-entropy with hard_targets: pass them",
+     {"hard_weight": 0.5}),
+    (ValueError, r"hard_weight must be within \[0, 1\]", {"hard_weight": 1.5}),
+    (ValueError, r"hard_weight must be within \[0, 1\]", {"hard_weight": np.nan}),
+    (TypeError, "hard_weight must be a number", {"hard_weight": "all"}),
+    (IndexError, r"hard_targets\[1\] = 3 is out of range for 3 classes", {"hard_targets": [0, 3]}),
+    (TypeError, "hard_targets must be integers, got dtype float64",
+     {"hard_targets": np.ones((2, 3)) / 3}),
+    (ValueError, r"hard_targets must have the logits' shape without axis 1",
+     {"hard_targets": [0, 1, 2]}),
+    (ValueError, r"teacher_logits must have the logits' shape \(2, 3\), got \(2, 4\)",
+     {"teacher_logits": np.zeros((2, 4))}),
+    (TypeError, "teacher_logits must be float32, float64, float16 or bfloat16, got int64",
+     {"teacher_logits": np.zeros((2, 3), int)}),
+    (TypeError, "teacher_logits must be", {"teacher_logits": None}),
+    (ValueError, "temperature must be > 0", {"temperature": 0}),
+    (ValueError, "grad_out shares memory with teacher_logits", {"grad_out": "teacher"}),
+    (ValueError, "grad_out shares memory with hard_targets", {"grad_out": "out"}),
+])
+def test_distillation_refuses(error, match, options):
+    z, teacher = np.full((2, 3), 2.0), np.ones((2, 3))
+    memory = np.ones((2, 3))
+    how = options.get("grad_out")
+    if how == "teacher":
+        options = {"grad_out": teacher}
+    elif how == "out":
+        options = {"grad_out": memory, "hard_targets": memory.view(np.int64)[:, 0]}
+        memory.view(np.int64)[:] = 0
+    given = {"teacher_logits": teacher, "grad_out": z, **options}
+    with pytest.raises(error, match=match):
+        sx.distillation_loss_with_grad(z, **given)
+    assert (z == 2).all()
+    assert (teacher == 1).all()
 
 
 # ---- all of them ---------------------------------------------------------------------------------

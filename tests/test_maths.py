@@ -142,6 +142,14 @@ def kl(z, y, t):
     return value + own.sum(axis=1), gradient, hessian
 
 
+def distillation(z, y, t):
+    """Of a temperature of 3 and a teacher, here the probabilities' logarithms."""
+    tau = LD(3)
+    log_p, log_q = (x / tau - algebra(x / tau)[0] for x in (z, t))
+    p, q = np.exp(log_p), np.exp(log_q)
+    return tau**2 * (q * (log_q - log_p)).sum(axis=1), tau * (p - q), p * (1 - p)
+
+
 def nll(z, y, t):
     return -z[np.arange(N), y].astype(LD), -one_hot(y), np.zeros((N, C))
 
@@ -183,6 +191,7 @@ CASES = {
     "`cross_entropy`, smoothing": ({"classes": smoothing}, {"label_smoothing": 0.1}),
     "`focal_loss`": ({"classes": focal}, {"gamma": 1.75}),
     "`kl_divergence`": ({"probabilities": kl}, {}),
+    "`distillation_loss`": ({"logits": distillation}, {"temperature": 3.0}),
     "`nll_loss`": ({"classes": nll}, {}),
     "`sigmoid_binary_cross_entropy`": ({"shares": sigmoid}, {}),
     "`sigmoid_binary_cross_entropy`, `pos_weight`": ({"shares": weighted_sigmoid},
@@ -211,6 +220,8 @@ def test_line_of_the_table(cell, kind):
     z, y, t = inputs()
     if kind == "shares":
         t = np.minimum(t, 1)
+    if kind == "logits":
+        t = np.random.default_rng(6).normal(0, 2, t.shape)
     targets = y if kind == "classes" else t
 
     def loss(logits):

@@ -48,6 +48,8 @@ LD = truth.LD
 VALUES = {
     "gamma": [0.0, 0.5, 3.0],
     "pos_weight": ["float64", "float32 with zeros", "int8"],
+    "hard_targets": ["i8", "u2"],
+    "hard_weight": [0.3, 0.9, 1.0],
     "axis": [0, "middle", "negative"],
     "class_weight": ["float64", "float32 with zeros", "uint8"],
     "ignore_index": [None, "in range", -1],
@@ -146,15 +148,25 @@ def example(combination):
     if combination.loss in truth.POINTWISE:
         shape = z.shape
     ignored = values.get("ignore_index", DEFAULTS["ignore_index"])
+    if ignored == "in range":
+        ignored = n_classes - 1
     counts = np.ones(shape, bool)
+    classes = np.asarray(rng.integers(0, n_classes, shape))
+    # A share of cross-entropy needs its targets.
+    has_classes = combination.kind == "classes" or {"hard_targets", "hard_weight"} & set(values)
+    if has_classes:
+        signed = values.get("hard_targets") != "u2"
+        if signed and ignored is not None and ignored != n_classes - 1:
+            classes = np.where(rng.random(shape) < 0.2, ignored, classes)
+        counts = classes != (n_classes if ignored is None else ignored)
     if combination.kind == "classes":
-        targets = np.asarray(rng.integers(0, n_classes, shape))
-        if ignored == "in range":
-            ignored = n_classes - 1
-        elif ignored is not None:
-            targets = np.where(rng.random(shape) < 0.2, ignored, targets)
-        counts = targets != (n_classes if ignored is None else ignored)
-        targets = targets.astype(rng.choice(["i2", "i4", "i8", ">i8"]))
+        targets = classes.astype(rng.choice(["i2", "i4", "i8", ">i8"]))
+    elif combination.kind == "logits":
+        targets = np.asarray(z, float) + rng.normal(0, rng.choice([0, 1, 10]), z.shape)
+        if rng.random() < 0.3:
+            targets[..., rng.integers(n_classes)] = -np.inf
+        targets[..., classes.reshape(-1)[0] % n_classes] = 1
+        targets = targets.astype(rng.choice(["f2", "f4", "f8"]))
     elif combination.loss in truth.POINTWISE:
         targets = np.where(rng.random(shape) < 0.5, rng.random(shape), rng.integers(0, 2, shape))
         targets = targets.astype(rng.choice(["f2", "f4", "f8"]))
@@ -168,9 +180,11 @@ def example(combination):
     draw(case, "sample_weight", shape, rng, case.others)
     draw(case, "class_weight", (n_classes,), rng, case.shared)
     draw(case, "pos_weight", shape, rng, case.shared)
-    for name in ("gamma", "label_smoothing", "temperature", "softcap", "z_loss"):
+    for name in ("gamma", "hard_weight", "label_smoothing", "temperature", "softcap", "z_loss"):
         if name in values:
             case.shared[name] = values[name]
+    if combination.kind == "logits" and has_classes:
+        case.others["hard_targets"] = classes.astype(values.get("hard_targets", "i4"))
     if "ignore_index" in values:
         case.others["ignore_index"] = ignored
     for name in ("reduction", "divisor", "n_threads"):
@@ -224,10 +238,10 @@ def evaluate(case, level):
         return placed(np.moveaxis(array, -1, axis), rng)
 
     z = moved(case.logits)
-    targets = moved(case.targets) if case.combination.kind == "probabilities" else placed(
-        case.targets, rng)
+    targets = placed(case.targets, rng) if case.combination.kind == "classes" else moved(
+        case.targets)
     options = {**case.shared, **case.others, "backend": level.backend}
-    for name in ("sample_weight", "upstream", "class_weight", "pos_weight"):
+    for name in ("sample_weight", "upstream", "class_weight", "pos_weight", "hard_targets"):
         if isinstance(options.get(name), np.ndarray):
             options[name] = placed(options[name], rng)
     if "axis" in values:
@@ -272,14 +286,25 @@ def expected(case):
     else:
         targets = case.targets.reshape(-1, n_classes)
         d = weight.sum()
+    shared = dict(case.shared)
+    if case.combination.kind == "logits":
+        targets = np.where(weight[:, None] > 0, targets, targets.dtype.type(0))
+        if shared.get("hard_weight"):
+            classes = case.others["hard_targets"].reshape(-1)
+            shared["hard_targets"] = np.where(weight > 0, classes, 0).astype(int)
+        else:
+            shared = {name: shared[name] for name in ("temperature",) if name in shared}
     reduction = case.others.get("reduction", "mean")
     divisor = LD(case.others.get("divisor", d)) if reduction == "mean" else LD(1)
     up = case.others.get("upstream", 1.0)
     factor = np.broadcast_to(np.asarray(up, LD), case.weight.shape).reshape(-1)
     factor = factor / divisor if divisor else 0 * factor
     true = truth.LOSSES[case.combination.loss](
-        z, targets, weight=weight, factor=factor, **case.shared)
-    return true, divisor, weight * np.max(case.shared.get("pos_weight", v), initial=0)
+        z, targets, weight=weight, factor=factor, **shared)
+    heaviest = np.max(case.shared.get("pos_weight", v), initial=0)
+    if case.combination.kind == "logits":
+        heaviest = max(heaviest, case.shared.get("temperature", 2.0) ** 2)
+    return true, divisor, weight * heaviest
 
 
 def faults(case, level):
@@ -331,7 +356,8 @@ def faults(case, level):
     if names.relative:
         f = truth.F[dtype]
         counts = (np.abs(true.gradient) >= truth.F[stored]) & (true.softmax >= f)
-        at_target = np.arange(n_classes) == case.targets.reshape(-1, 1)
+        classes = case.others.get("hard_targets", case.targets)
+        at_target = np.arange(n_classes) == classes.reshape(-1, 1)
         flushed = np.maximum(true.size, true.w) * n_classes * f * true.growth
         flushed = np.where(at_target, flushed[:, None], 0)
         ulps = truth.ulp_error(g, true.gradient, stored, flushed)

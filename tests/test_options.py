@@ -30,13 +30,20 @@ DTYPES = ("float32", "float64", *FORMATS)
 #: Settings that between them have every option, for what is not measured but stated.
 FEW = ("temperature 0.7", "class_weight, temperature", "smoothing, class_weight", "z_loss 1e-4",
        "softcap 30", "probabilities", "probabilities, weights", "everything, classes",
-       "everything, probabilities", "focal", "focal, everything", "KL, everything", "NLL",
-       "squared error", "squared error, probabilities")
+       "everything, probabilities", "focal", "focal, everything", "KL, everything", "distillation",
+       "distillation, everything", "NLL", "squared error", "squared error, probabilities")
+#: Options with a number for every row.
+OF_ROWS = ("sample_weight", "upstream", "hard_targets")
 
 
 def is_of_a_softmax(name):
     """Whether a setting's loss is; NLL is of any numbers, one a row: test_losses.py has it."""
     return SETTINGS[name].loss != "nll_loss"
+
+
+def has_classes(name):
+    """Whether a setting has class numbers, which `ignore_index` may be one of."""
+    return SETTINGS[name].kind == "classes" or "hard_weight" in SETTINGS[name].names
 
 
 @pytest.mark.parametrize("name", [*SETTINGS, *POINTS, *PIECES])
@@ -98,7 +105,7 @@ def run_pieces(level, z, targets, **more):
 
 def of(options, index):
     """Options of some rows."""
-    return {key: value[index] if key in ("sample_weight", "upstream") and np.ndim(value) else value
+    return {key: value[index] if key in OF_ROWS and np.ndim(value) else value
             for key, value in options.items()}
 
 
@@ -127,8 +134,9 @@ def test_equal_columns_get_equal_bits(level, any_dtype, name):
         compared = np.ones((len(z), n_pairs), bool)
         if targets.ndim == 2:
             targets[:, left] = targets[:, right]
-        else:
-            compared = (left != targets[:, None]) & (right != targets[:, None])
+        classes = options.get("hard_targets", targets)
+        if classes.ndim == 1:
+            compared = (left != classes[:, None]) & (right != classes[:, None])
         g = raw(run(level, z, targets, options)["gradient"])
         assert (g[:, left] == g[:, right])[compared].all(), n_classes
         pieces = run_pieces(level, z, np.zeros(len(z), int))
@@ -173,24 +181,26 @@ def test_one_class(level, any_dtype, kind):
         np.abs(sx.target_log_probs(z, [0] * 7, temperature=0.3, backend=level.backend)))
 
 
-@pytest.mark.parametrize("how", ["ignore_index", "sample_weight"])
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize(("name", "how"), [
+    *((name, "sample_weight") for name in FEW),
+    *((name, "ignore_index") for name in FEW if has_classes(name)),
+])
 def test_rows_that_do_not_count(level, any_dtype, name, how):
     """E5: loss and gradient +0.0 whatever logits and probabilities hold; other rows untouched."""
-    if how == "ignore_index" and SETTINGS[name].kind == "probabilities":
-        pytest.skip("probabilities have no ignore_index")
     for n_classes in (1, 3, 65, 1025):
         z, targets, options = call(name, n_classes, any_dtype)
         expected = run(level, z, targets, options)
         blank = np.arange(len(z)) % 3 == 0
         z[blank] = np.resize([np.nan, np.inf, -np.inf], (blank.sum(), n_classes))
-        if how == "ignore_index":
-            targets = np.where(blank, -100, targets)
-        else:
+        if targets.ndim == 2:
+            targets[blank] = np.resize([np.nan, -1, np.inf], (blank.sum(), n_classes))
+        if how == "sample_weight":
             s = options.get("sample_weight", np.ones(len(z)))
             options["sample_weight"] = np.where(blank, 0.0, s)
-            if targets.ndim == 2:
-                targets[blank] = np.resize([np.nan, -1, np.inf], (blank.sum(), n_classes))
+        elif targets.ndim == 2:
+            options["hard_targets"] = np.where(blank, -100, options["hard_targets"])
+        else:
+            targets = np.where(blank, -100, targets)
         results = run(level, z, targets, options)
         for key, values in results.items():
             assert_positive_zero(values[blank].astype(np.float64))
@@ -228,8 +238,8 @@ def test_masked_classes(level, dtype, n_classes):
     v[rng.random(n_classes) < 0.2] = 0
     s = rng.uniform(0.5, 2, 24)
     for name, setting in SETTINGS.items():
-        if setting.loss == "softmax_squared_error":
-            continue  # its gradient has the factor p
+        if setting.loss == "softmax_squared_error" or setting.kind == "logits":
+            continue  # a factor p in its gradient; a teacher masks classes, too: test_losses.py
         options = {"loss": setting.loss, **dict(setting.options)}
         if setting.class_weight:
             options["class_weight"] = v
@@ -271,10 +281,14 @@ def test_rows_without_a_softmax(level, any_dtype, name, n_classes):
     setting = SETTINGS[name]
     clean = rng.normal(0, 3, (9, n_classes)).astype(storage(any_dtype))
     targets = rng.integers(0, n_classes, 9)
+    options = {"loss": setting.loss, **dict(setting.options)}
+    if "hard_weight" in options:
+        options["hard_targets"] = targets
     if setting.kind == "probabilities":
         targets = rng.dirichlet(np.ones(n_classes), 9)
         targets[6] = 0.0
-    options = {"loss": setting.loss, **dict(setting.options)}
+    elif setting.kind == "logits":
+        targets = rng.normal(0, 3, clean.shape)
     if setting.class_weight:
         options["class_weight"] = rng.uniform(0.5, 2, n_classes)
     z = clean.copy()
@@ -378,7 +392,7 @@ def test_same_bits_in_any_memory(level, any_dtype, name, n_classes):
     z, targets, options = z[:half], targets[:half], of(options, slice(half))
     expected = run(level, z, targets, options)
     shape = (2, half // 2)
-    deep = {key: value.reshape(shape) if key in ("sample_weight", "upstream") else value
+    deep = {key: value.reshape(shape) if key in OF_ROWS else value
             for key, value in options.items()}
     t = targets.reshape(*shape, *targets.shape[1:])
     middle = np.moveaxis(z.reshape(*shape, n_classes), -1, 1)
@@ -504,12 +518,12 @@ def test_inputs_are_not_modified(level, any_dtype):
 def test_settings_have_every_option():
     """What is measured covers the numeric options of the table."""
     on = {name for setting in SETTINGS.values() for name in setting.names}
-    assert on == {"gamma", "label_smoothing", "temperature", "softcap", "z_loss"}
+    assert on == {"gamma", "hard_weight", "label_smoothing", "temperature", "softcap", "z_loss"}
     assert {setting.loss for setting in POINTS.values()} == set(truth.POINTWISE)
     of_rows = set(LOSSES) - set(truth.POINTWISE)
     assert {setting.loss for setting in SETTINGS.values()} == of_rows
     assert {SETTINGS[name].loss for name in FEW} == of_rows
-    assert {setting.kind for setting in SETTINGS.values()} == {"classes", "probabilities"}
+    assert {setting.kind for setting in SETTINGS.values()} == {"classes", "probabilities", "logits"}
     assert all(isinstance(SETTINGS[name], Setting) for name in FEW)
 
 

@@ -248,6 +248,29 @@ def test_torch_kl_div(level, torch, shape, temperature, reduction):
     agree(got, g, loss.detach().numpy(), leaf.grad.numpy(), reduction, counting=True)
 
 
+@pytest.mark.parametrize("shape", SHAPES[:-1], **ids)
+@pytest.mark.parametrize("hard_weight", [0.0, 0.3])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_torch_distillation(level, torch, shape, hard_weight, reduction):
+    """PyTorch's tutorial's sum of `kl_div` times tau^2 and cross-entropy, row by row."""
+    z, targets, _, axis = problem(shape)
+    targets = np.where(targets < 0, 0, targets)
+    teacher = np.random.default_rng(1).normal(0, 3, shape)
+    tau, f = 2.5, torch.nn.functional
+    leaf = torch.tensor(z, requires_grad=True)
+    soft = f.kl_div(torch.log_softmax(leaf / tau, axis), torch.log_softmax(
+        torch.tensor(teacher) / tau, axis), reduction="none", log_target=True).sum(axis)
+    log_p = torch.log_softmax(leaf, axis).gather(axis, torch.tensor(targets).unsqueeze(axis))
+    loss = (1 - hard_weight) * tau**2 * soft - hard_weight * log_p.squeeze(axis)
+    if reduction != "none":
+        loss = loss.sum() / (1 if reduction == "sum" else max(loss.numel(), 1))
+    loss.backward(torch.ones_like(loss))
+    got, g = sx.distillation_loss_with_grad(
+        z, teacher, axis=axis, temperature=tau, hard_targets=targets, hard_weight=hard_weight,
+        reduction=reduction, backend=level.backend)
+    agree(got, g, loss.detach().numpy(), leaf.grad.numpy(), reduction, counting=True)
+
+
 @pytest.mark.parametrize("shape", [(), (5,), (40, 7), (3, 11, 2, 5), (0, 3)], **ids)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("pos_weight", [False, True])

@@ -365,6 +365,27 @@ def row_kl_divergence(logits, target, **options):
         return {**truth, "loss": truth["loss"] + own}
 
 
+def row_distillation(logits, teacher, *, temperature=2.0, hard_targets=None, hard_weight=0.0,
+                     class_weight=None, label_smoothing=0.0):
+    """(1 - h) tau^2 KL(q || p) + h cross-entropy at 1, and its gradient, at 60 digits."""
+    with mpmath.workdps(60):
+        tau, h = mpmath.mpf(float(temperature)), mpmath.mpf(float(hard_weight))
+        student = row_truth(logits, None, temperature)
+        q, log_q = (row_truth(teacher, None, temperature)[name]
+                    for name in ("softmax", "log_softmax"))
+        divergence = mpmath.fsum(share * (log - other) for share, log, other in zip(
+            q, log_q, student["log_softmax"], strict=True) if share)
+        loss = (1 - h) * tau**2 * divergence
+        gradient = [(1 - h) * tau * (p - share)
+                    for p, share in zip(student["softmax"], q, strict=True)]
+        if h:
+            hard = row_cross_entropy(logits, int(hard_targets), class_weight=class_weight,
+                                     label_smoothing=label_smoothing)
+            loss += h * hard["loss"]
+            gradient = [a + h * b for a, b in zip(gradient, hard["gradient"], strict=True)]
+        return {"loss": loss, "gradient": gradient}
+
+
 def row_squared_error(logits, target, *, temperature=1.0):
     """Half the sum of (p - t)^2, and its gradient by the logits, at 60 digits.
 
@@ -564,6 +585,71 @@ def kl_divergence(logits, targets, *, weight=None, **options):
     return replace(found, loss=value, loss_scale=found.loss + sizes)
 
 
+def distillation_loss(logits, teacher, *, temperature=2.0, hard_targets=None, hard_weight=0.0,
+                      weight=None, factor=None, **options):
+    """Truth of rows (N, C) and a teacher's; hard_targets (N,)."""
+    n = len(logits)
+    s = np.ones(n, LD) if weight is None else np.asarray(weight).astype(LD)
+    factor = np.ones(n, LD) if factor is None else np.asarray(factor).astype(LD)
+    tau, soft = LD(temperature), 1 - LD(hard_weight)
+    with np.errstate(all="ignore"):
+        x, u = Exponentials.of(logits, temperature), Exponentials.of(teacher, temperature)
+        p, q = x.e / x.total[:, None], u.e / u.total[:, None]
+        # Of a class that both exclude, nothing.
+        gaps = np.where((teacher == -np.inf) | (q == 0) & np.isfinite(logits), 0, -x.d)
+        gaps[(logits == -np.inf) & (teacher != -np.inf)] = np.inf
+        own = u.log_total + tree(np.where(q > 0, q * -u.d, 0))
+        cross = x.log_total + tree(np.where(np.isinf(gaps), gaps, q * gaps))
+        # log p - log q for the sum of q (exp(d) - 1 - d), all of whose terms are >= 0: no digit of
+        # the divergence of two that are nearly the same is lost. Only where both are near.
+        d = (x.d - u.d) - (x.log_total - u.log_total)[:, None]
+        near = np.where(np.abs(d) < 0.5, _exp_beyond(d), np.exp(d) - 1 - d)
+        apart = (np.abs(d) > 40) | ~np.isfinite(d)
+        divergence = np.where(apart.any(axis=1), cross - own, tree(np.where(q > 0, q * near, 0)))
+        loss = soft * tau**2 * divergence
+        sizes = soft * tau**2 * (cross + own)
+        w = s * factor * soft * tau
+        gradient = w[:, None] * (p - q)
+        if not EXTENDED:
+            loss, gradient = (
+                np.array([[from_mpf(v) for v in np.atleast_1d(value)] for value in (
+                    row_distillation(logits[i], teacher[i], temperature=temperature)[name]
+                    for i in range(n))], dtype=LD).reshape(shape)
+                for name, shape in (("loss", n), ("gradient", logits.shape)))
+            loss, gradient = soft * loss, soft * (s * factor)[:, None] * gradient
+        counts = s > 0
+        zeros = np.zeros(n, LD)
+        found = Loss(
+            loss=np.where(counts, s * loss, 0),
+            gradient=np.where(counts[:, None], gradient, 0),
+            loss_scale=np.where(counts, s * sizes, 0),
+            lse=zeros, softmax=p,
+            size=np.where(counts, np.abs(w), 0), w=np.where(counts, np.abs(w), 0),
+            scale=np.where(counts[:, None], np.abs(w)[:, None] * (p + q), 0),
+            mass=np.where(counts, np.abs(w), 0),
+            loss_by_lse=zeros, gradient_by_lse=np.zeros(p.shape, LD), moved_loss=zeros,
+            moved_gradient=np.zeros(p.shape, LD), growth=zeros + 1,
+            overflow=counts & (np.maximum(divergence, loss) >= LD(np.finfo(np.float64).max)),
+        )
+        if not hard_weight:
+            return found
+        hard = cross_entropy(logits, hard_targets, weight=weight, factor=factor, **options)
+        share = LD(hard_weight)
+        if hard_weight == 1:
+            return hard
+        sums = {name: getattr(found, name) + share * getattr(hard, name) for name in (
+            "loss", "gradient", "loss_scale", "size", "w", "scale", "mass")}
+        return replace(found, **sums, overflow=found.overflow | hard.overflow)
+
+
+def _exp_beyond(d):
+    """exp(d) - 1 - d for |d| < 1/2, by its series: 20 terms leave 2**-80."""
+    value = np.zeros_like(d)
+    for k in range(21, 1, -1):
+        value = (value + 1) * d / k
+    return value * d
+
+
 def squared_error(logits, targets, *, temperature=1.0, weight=None, factor=None):
     """Truth of rows (N, C); targets (N,) classes, or (N, C) probabilities."""
     n, n_classes = logits.shape
@@ -651,7 +737,8 @@ def sigmoid_binary_cross_entropy(logits, targets, *, pos_weight=None, weight=Non
 
 #: By the loss's name.
 LOSSES = {"cross_entropy": cross_entropy, "focal_loss": focal_loss,
-          "kl_divergence": kl_divergence, "nll_loss": nll_loss,
+          "kl_divergence": kl_divergence, "distillation_loss": distillation_loss,
+          "nll_loss": nll_loss,
           "softmax_squared_error": squared_error,
           "sigmoid_binary_cross_entropy": sigmoid_binary_cross_entropy}
 #: Losses of single logits: to the truth and the tests, rows of one class.

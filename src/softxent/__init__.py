@@ -11,6 +11,7 @@ from softxent._threads import get_num_threads, register_threadpoolctl, set_num_t
 from softxent._warmup import warmup
 from softxent.losses.cross_entropy import cross_entropy, cross_entropy_with_grad
 from softxent.losses.cross_entropy_grad_hess import cross_entropy_grad_hess
+from softxent.losses.distillation_loss import distillation_loss, distillation_loss_with_grad
 from softxent.losses.focal_loss import focal_loss, focal_loss_with_grad
 from softxent.losses.kl_divergence import kl_divergence, kl_divergence_with_grad
 from softxent.losses.nll_loss import nll_loss, nll_loss_with_grad
@@ -41,6 +42,8 @@ __all__ = [
     "cross_entropy_grad_hess",
     "cross_entropy_with_grad",
     "diagnose",
+    "distillation_loss",
+    "distillation_loss_with_grad",
     "explain",
     "focal_loss",
     "focal_loss_with_grad",

@@ -101,6 +101,8 @@ def normalise(
     out_dtypes: Collection[str] = (),
     upstream: ArrayLike = 1.0,
     cotangent: ArrayLike | None = None,
+    teacher_logits: ArrayLike | None = None,
+    hard_weight: float = 0.0,
 ) -> Problem:
     """Check one call of `spec` and describe it.
 
@@ -123,8 +125,12 @@ def normalise(
 
     inputs: dict[str, NDArray[Any]] = {}  # what no output may share memory with
     kind = ""
-    if spec.targets:
-        y = _targets(targets, spec, z, last, rows_shape)
+    if call.has_teacher:
+        kind = "logits"
+        dtype = _distil(call, spec, z, dtype, last, rows_shape, teacher_logits, targets,
+                        hard_weight, ignore_index, inputs)
+    elif spec.targets:
+        y = _targets(targets, spec.targets, z, last, rows_shape)
         inputs["targets"] = y
         kind = "classes" if y.dtype.kind in "iu" else "probabilities"
         if spec.lacks[kind]:
@@ -165,6 +171,8 @@ def normalise(
         call.z_loss = _number(z_loss, "z_loss", 0.0, _MOST)
     if gamma.__class__ is not float or gamma != 0.0:
         call.gamma = _number(gamma, "gamma", 0.0, _MOST)
+    if call.has_teacher:
+        _leave_out(call)
 
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
@@ -173,7 +181,8 @@ def normalise(
     if divisor is not None:
         d = _divisor(divisor, reduction)
     elif reduction == "mean":
-        d = divisor_of(call)
+        # A class weight is of cross-entropy's share alone.
+        d = divisor_of(replace(call, class_weight=None) if kind == "logits" else call)
         if d == math.inf:
             raise ValueError(
                 "the mean's divisor, the sum of the weights of the rows that count, overflows "
@@ -182,7 +191,7 @@ def normalise(
     if wants_map:
         up = _upstream(upstream, reduction, rows_shape)
         # The temperature is the chain rule's. A scalar, and an array filled with it: the same bits.
-        inverse = 1.0 / call.temperature
+        inverse = 1.0 if call.has_teacher else 1.0 / call.temperature
         if isinstance(up, float):
             call.scale = up / d * inverse if d else 0.0
         else:
@@ -196,9 +205,43 @@ def normalise(
                 # Logits that are overwritten cannot be had back.
                 check_probabilities(call, last, z.ndim)
 
-    key = Key(spec.op, dtype, _order(call.logits), wants_map, kind, call.temperature != 1.0,
+    key = Key(call.op, dtype, _order(call.logits), wants_map, kind, call.temperature != 1.0,
               call.has_options)
     return Problem(call, key, reduction, d, rows_shape, z, last, out, given_out, inputs)
+
+
+def _distil(call: Call, spec: Spec, z: NDArray[np.floating], dtype: str, axis: int,
+            rows_shape: tuple[int, ...], teacher_logits: ArrayLike | None,
+            hard_targets: ArrayLike | None, hard_weight: float,
+            ignore_index: SupportsIndex | None, inputs: dict[str, NDArray[Any]]) -> str:
+    """Take in a teacher's logits, and class numbers if there are; return the key's dtype."""
+    u = _logits(teacher_logits, None, spec.second)[0]
+    if u.shape != z.shape:
+        raise ValueError(f"{spec.second} must have the logits' shape {z.shape}, got {u.shape}"
+                         + ("; class numbers? pass hard_targets" if u.shape == rows_shape else ""))
+    inputs[spec.second] = u
+    call.soft_targets = matrix(u, axis)
+    call.hard_weight = _number(hard_weight, "hard_weight", 0.0, 1.0)
+    if hard_targets is not None:
+        y = _targets(hard_targets, ("classes",), z, axis, rows_shape, "hard_targets")
+        inputs["hard_targets"] = y
+        call.ignore_index = _ignore_index(ignore_index, y.dtype)
+        _check_range(y, z.shape[axis], call.ignore_index, "hard_targets")
+        call.targets = y if rows_shape else y.reshape((1,))
+    elif call.hard_weight > 0.0:
+        raise ValueError(
+            f"hard_weight {call.hard_weight:g} is the share of cross-entropy with hard_targets: "
+            "pass them, class numbers of the rows' shape, or leave hard_weight at 0"
+        )
+    return "float64" if call.is_wide and call.hard_weight < 1.0 else dtype
+
+
+def _leave_out(call: Call) -> None:
+    """Make of a distillation that has one part only what that part is."""
+    if call.hard_weight == 0.0:
+        call.class_weight, call.smoothing = None, 0.0
+    elif call.hard_weight == 1.0:
+        call.op, call.soft_targets, call.temperature = Op.CROSS_ENTROPY, None, 1.0
 
 
 def normalise_points(
@@ -286,7 +329,7 @@ def hessian_of(problem: Problem, scale: float, floor: float,
     if out is not None:
         taken = {} if problem.out is None else {"grad_out": problem.out}
         out = _output(out, name, problem.logits, "logits", {**problem.inputs, **taken}, dtypes)
-        if call.soft_targets is not None and np.may_share_memory(out, problem.logits):
+        if np.may_share_memory(out, problem.logits):
             check_soft_targets(problem)
     second = replace(call, op=Op.HESSIAN, scale=scale, floor=floor, upstream=None)
     return replace(problem, call=second, key=problem.key._replace(op=Op.HESSIAN), out=out,
@@ -349,7 +392,9 @@ def check_shares(call: Call, ndim: int) -> None:
 
 
 def check_soft_targets(problem: Problem) -> None:
-    """Raise for the first value of targets that are no class numbers that must not be."""
+    """Raise for the first value of probability targets that must not be."""
+    if problem.key.targets != "probabilities":
+        return
     if problem.axis is None:
         check_shares(problem.call, problem.logits.ndim)
     else:
@@ -450,7 +495,7 @@ def _sum(array: NDArray[Any]) -> float:
 # ---- logits --------------------------------------------------------------------------------------
 
 
-def _plain(array: ArrayLike, name: str) -> NDArray[Any]:
+def _plain(array: ArrayLike | None, name: str) -> NDArray[Any]:
     """Return `array` as a base-class ndarray: a view where it is an array."""
     if isinstance(array, np.ma.MaskedArray):
         if np.ma.is_masked(array):
@@ -466,7 +511,7 @@ def _plain(array: ArrayLike, name: str) -> NDArray[Any]:
 
 
 def _logits(
-    logits: ArrayLike, targets: ArrayLike | None, argument: str, *, scalar: bool = False
+    logits: ArrayLike | None, targets: ArrayLike | None, argument: str, *, scalar: bool = False
 ) -> tuple[NDArray[np.floating], str]:
     """Return the logits as an array, and the name of their dtype."""
     z = _plain(logits, argument)
@@ -518,16 +563,16 @@ def _order(moved: NDArray[np.floating]) -> str:
 # ---- targets -------------------------------------------------------------------------------------
 
 
-def _targets(targets: ArrayLike | None, spec: Spec, z: NDArray[np.floating], axis: int,
-             rows_shape: tuple[int, ...]) -> NDArray[Any]:
-    """Return class numbers of the rows' shape, or probabilities of the logits', as `spec` takes."""
-    y = _plain(targets, "targets") if targets is not None else np.empty(0, object)
+def _targets(targets: ArrayLike | None, kinds: tuple[str, ...], z: NDArray[np.floating], axis: int,
+             rows_shape: tuple[int, ...], name: str = "targets") -> NDArray[Any]:
+    """Return class numbers of the rows' shape, or probabilities of the logits', as `kinds` says."""
+    y = _plain(targets, name) if targets is not None else np.empty(0, object)
     if y.size == 0 and not isinstance(targets, np.ndarray) and targets is not None:
         y = y.astype(np.intp)  # an empty list has no dtype of its own
     kind = y.dtype.kind
     floats = kind == "f" or dtype_name(y.dtype) == "bfloat16"
-    soft = "probabilities" in spec.targets
-    if "classes" not in spec.targets and not floats:
+    soft = "probabilities" in kinds
+    if "classes" not in kinds and not floats:
         cure = "class numbers have no entropy: use cross_entropy"
         if y.shape == z.shape and kind in "biu":
             cure = "pass targets.astype(logits.dtype)"
@@ -535,20 +580,20 @@ def _targets(targets: ArrayLike | None, spec: Spec, z: NDArray[np.floating], axi
                         f"got dtype {y.dtype} of shape {y.shape}; {cure}")
     if kind in "iu" and y.shape == rows_shape:
         return y
-    if "classes" in spec.targets and kind not in "iu" and not (
+    if "classes" in kinds and kind not in "iu" and not (
             floats and soft and y.shape != rows_shape):
         cure = "pass an array of integer class numbers 0 … C-1"
         if floats:
-            cure = "class numbers are integers: pass targets.astype(numpy.intp)"
+            cure = f"class numbers are integers: pass {name}.astype(numpy.intp)"
             if soft:
                 cure += f"; probabilities have the logits' shape {z.shape}"
             elif y.shape == z.shape:
-                cure = f"for one-hot rows pass targets.argmax(axis={axis})"
+                cure = f"for one-hot rows pass {name}.argmax(axis={axis})"
         elif kind == "b":
-            cure = "for two classes pass targets.astype(numpy.intp)"
+            cure = f"for two classes pass {name}.astype(numpy.intp)"
             if y.shape == z.shape:
-                cure = f"for one-hot rows pass targets.argmax(axis={axis})"
-        raise TypeError(f"targets must be integers{' (or probabilities)' if soft else ''}, got "
+                cure = f"for one-hot rows pass {name}.argmax(axis={axis})"
+        raise TypeError(f"{name} must be integers{' (or probabilities)' if soft else ''}, got "
                         f"dtype {y.dtype} of shape {y.shape}; {cure}")
     if floats and y.shape == z.shape:
         return y
@@ -556,24 +601,24 @@ def _targets(targets: ArrayLike | None, spec: Spec, z: NDArray[np.floating], axi
         raise ValueError(
             f"probability targets must have the logits' shape {z.shape}, got {y.shape}"
             + (f"; class numbers are integers of shape {rows_shape}"
-               if "classes" in spec.targets else "")
+               if "classes" in kinds else "")
         )
     if y.shape == z.shape:
-        cure = f"pass targets.argmax(axis={axis})"
+        cure = f"pass {name}.argmax(axis={axis})"
         if soft:
             cure += ", or targets.astype(logits.dtype) for probabilities"
         raise ValueError(
-            f"integer targets must be class numbers of shape {rows_shape}, got the logits' own "
+            f"integer {name} must be class numbers of shape {rows_shape}, got the logits' own "
             f"shape {y.shape}: one-hot rows? {cure}"
         )
-    message = (f"targets must have the logits' shape without axis {axis}: logits {z.shape} need "
-               f"targets of shape {rows_shape}, got {y.shape}")
+    message = (f"{name} must have the logits' shape without axis {axis}: logits {z.shape} need "
+               f"{name} of shape {rows_shape}, got {y.shape}")
     fitting = [other for other in range(z.ndim)
                if z.shape[:other] + z.shape[other + 1 :] == y.shape]
     if fitting:
         message += f"; is axis {fitting[0]} the classes'? pass axis={fitting[0]}"
     elif y.size == math.prod(rows_shape):
-        message += f"; pass targets.reshape({rows_shape})"
+        message += f"; pass {name}.reshape({rows_shape})"
     raise ValueError(message)
 
 
@@ -638,7 +683,8 @@ def _ignore_index(ignore_index: SupportsIndex | None, dtype: np.dtype[Any]) -> i
     return number if limits.min <= number <= limits.max else None
 
 
-def _check_range(y: NDArray[np.integer], n_classes: int, ignore_index: int | None) -> None:
+def _check_range(y: NDArray[np.integer], n_classes: int, ignore_index: int | None,
+                 name: str = "targets") -> None:
     if y.size == 0 or (y.min() >= 0 and y.max() < n_classes):
         return
     bad = (y < 0) | (y >= n_classes)
@@ -653,7 +699,7 @@ def _check_range(y: NDArray[np.integer], n_classes: int, ignore_index: int | Non
     advice = ["labels that start at 1? subtract 1"] if value == n_classes else []
     advice.append(f"padding? pass ignore_index={value}")
     raise IndexError(
-        f"targets{where} = {value} is out of range for {n_classes} classes (0…{n_classes - 1}); "
+        f"{name}{where} = {value} is out of range for {n_classes} classes (0…{n_classes - 1}); "
         + "; ".join(advice)
     )
 

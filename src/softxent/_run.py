@@ -38,7 +38,7 @@ def execute(plan: Plan, problem: Problem) -> tuple[Any, Any]:
     call = problem.call
     keeps_rows = problem.reduction == "none"
     # One value a row; float64 where it is to be summed unrounded.
-    narrow = keeps_rows and problem.key.dtype != "float64" and problem.key.op is not Op.RANK
+    narrow = keeps_rows and call.logits.itemsize != 8 and call.op is not Op.RANK
     dtype = np.float32 if narrow else np.float64
     shape = (call.n_rows,) if call.summed else call.logits.shape[:-1]
     rows = call.out_rows = np.empty(shape, dtype)
@@ -50,8 +50,7 @@ def execute(plan: Plan, problem: Problem) -> tuple[Any, Any]:
         call.out_map = moved if problem.rows_shape else moved[np.newaxis]
     result = out if problem.given_out is None else problem.given_out
     if problem.divisor == 0.0:
-        if call.soft_targets is not None:
-            check_soft_targets(problem)
+        check_soft_targets(problem)
         if out is not None:
             out.fill(0.0)
         return 0.0, result

@@ -28,6 +28,7 @@ class Op(enum.IntEnum):
     NLL = enum.auto()  # of log-probabilities, given as logits
     SIGMOID = enum.auto()  # one logit a row, many rows a piece
     HESSIAN = enum.auto()  # of cross-entropy, its diagonal, not below `Call.floor`; no row values
+    DISTILLATION = enum.auto()  # from a teacher's logits, and from a class
     # From here on the pieces.
     LOGSUMEXP = enum.auto()
     SOFTMAX = enum.auto()
@@ -45,12 +46,13 @@ class Key(NamedTuple):
     """All that a backend may base a refusal on; hashable, so that plans can be cached.
 
     dtype
-        "float32", "float64", "float16" or "bfloat16", in any byte order.
+        "float32", "float64", "float16" or "bfloat16", in any byte order: the logits'; float64
+        where a teacher's are.
     order
         "C" (unit class stride), "F" (unit row stride) or "strided" (anything else, foreign byte
         order and misaligned elements included).
     targets
-        "classes", "probabilities", or "" where there are none.
+        "classes", "probabilities", "logits" (a teacher's), or "" where there are none.
     temperature
         Whether there is one (other than 1).
     options
@@ -85,7 +87,8 @@ class Call:
         rows + (C,), any float dtype, or None: probability targets. Their values are the backend's
         to check as it reads them: a negative, NaN or infinite one in a row that counts makes
         `Task.refused` true, and outputs then hold anything. `Op.SOFTMAX_VJP`: what its Jacobian is
-        multiplied with, any real dtype, any value.
+        multiplied with, any real dtype, any value. `Op.DISTILLATION`: the teacher's logits, of any
+        dtype that logits have.
     ignore_index
         A row with this target: loss and gradient are +0.0, its logits are never used. None: no
         row is ignored.
@@ -99,7 +102,8 @@ class Call:
     upstream
         rows, a real dtype; or None for 1. Multiplies the gradient of its row.
     scale
-        Multiplies every gradient: scalar upstream / (divisor temperature).
+        Multiplies every gradient: scalar upstream / (divisor temperature). `Op.DISTILLATION`: /
+        divisor.
     smoothing
         Epsilon, in [0, 1]: targets t become (1 - epsilon) t + epsilon / C.
     temperature, softcap
@@ -116,6 +120,10 @@ class Call:
         `Op.SIGMOID`: `out_rows` is float64 and has one element for every `POINTS` rows: their sum.
     floor
         `Op.HESSIAN`: >= 0.
+    hard_weight
+        `Op.DISTILLATION`: the share in [0, 1) of cross-entropy with `targets`, at a temperature of
+        1, of which class weights and smoothing are. Where it is 0, `targets` only say which rows
+        are ignored.
     slack
         `Op.KL`: how far from 1 the sum of a row's targets may be for the row's value to be one that
         cannot be negative.
@@ -148,6 +156,19 @@ class Call:
     floor: float = 0.0
     pos_weight: NDArray[np.generic] | None = None
     summed: bool = False
+    hard_weight: float = 0.0
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether `soft_targets` are logits, too."""
+        return self.op is Op.DISTILLATION
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the arithmetic is float64's."""
+        return self.logits.itemsize == 8 or (
+            self.op is Op.DISTILLATION and self.soft_targets is not None
+            and self.soft_targets.itemsize == 8)
 
     @property
     def has_options(self) -> bool:

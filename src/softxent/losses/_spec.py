@@ -11,8 +11,8 @@ from softxent.backends._contract import Op
 #: What every loss takes.
 COMMON = ("sample_weight", "reduction", "divisor", "backend", "n_threads", "grad_out", "upstream")
 #: All options, in the order of the docs' matrix.
-OPTIONS = ("gamma", "pos_weight", "axis", "class_weight", "ignore_index", "label_smoothing",
-           "temperature", "softcap", "z_loss", *COMMON)
+OPTIONS = ("gamma", "pos_weight", "hard_targets", "hard_weight", "axis", "class_weight",
+           "ignore_index", "label_smoothing", "temperature", "softcap", "z_loss", *COMMON)
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,17 @@ class Spec:
     op
         The head that the backends run.
     options
-        Kind of target ("classes", "probabilities"): the options that the loss has with it. No
-        targets, for most pieces: empty.
-    argument
-        The first argument's name.
+        Kind of target ("classes", "probabilities", "logits"): the options that the loss has with
+        it. No targets, for most pieces: empty.
+    argument, second
+        The first two arguments' names.
     """
 
     name: str
     op: Op
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     argument: str = "logits"
+    second: str = "targets"
 
     @functools.cached_property
     def targets(self) -> tuple[str, ...]:

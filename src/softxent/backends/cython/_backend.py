@@ -18,8 +18,6 @@ _PREFIX = "softxent.backends.cython."
 class Task:
     """A call bound to a compiled walk, which runs on the native pool."""
 
-    out_of_memory = False  # its room is the thread's
-
     def __init__(self, bound: Native) -> None:
         self.native: Native | None = bound
 
@@ -27,6 +25,11 @@ class Task:
     def refused(self) -> bool:
         """Whether a walk met a probability target that it refuses."""
         return bool(self.native is not None and self.native.owner.refused)
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether a walk found no memory for itself."""
+        return bool(self.native is not None and self.native.owner.no_memory)
 
     def __call__(self, lo: int, hi: int, stopped: Callable[[], bool]) -> None:
         """Not used: where there are walks, there is the pool."""
@@ -89,7 +92,7 @@ class Cython(Backend):
         """Return the task that evaluates `call` at level `isa`."""
         bound, kernels = _binder(isa)
         arguments = bound(call)
-        size = 8 if call.logits.itemsize == 8 else 4
+        size = 8 if call.is_wide else 4
         return Task(Native(kernels[size], arguments.address, arguments))
 
 

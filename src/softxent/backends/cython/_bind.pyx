@@ -40,7 +40,8 @@ cdef extern from "call.h" nogil:
         int64_t has_ignore, ignore_index
         double scale, smoothing, temperature, softcap, z_loss, gamma, slack, floor
         int64_t n_points, summed
-        int64_t all_slow, refused
+        int64_t all_slow, refused, no_memory
+        double hard_weight
         void* out_rows
         int64_t out_rows_is_double
 
@@ -95,11 +96,12 @@ cdef class Bound:
         self.call.gamma = call.gamma
         self.call.slack = call.slack
         self.call.floor = call.floor
-        self.wide = call.logits.dtype.itemsize == 8
+        self.call.hard_weight = call.hard_weight
+        self.wide = call.is_wide
         self.matrix(&self.call.logits, call.logits)
         self.matrix(&self.call.out_map, call.out_map)
         self.matrix(&self.call.soft, call.soft_targets)
-        self.call.soft.holds_probabilities = 1
+        self.call.soft.holds_probabilities = not call.has_teacher
         self.rows(&self.call.targets, call.targets)
         self.rows(&self.call.sample_weight, call.sample_weight)
         self.rows(&self.call.upstream, call.upstream)
@@ -137,6 +139,11 @@ cdef class Bound:
     def refused(self):
         """Whether a walk met a probability target that is negative, NaN or infinite."""
         return self.call.refused != 0
+
+    @property
+    def no_memory(self):
+        """Whether a walk found no memory for itself."""
+        return self.call.no_memory != 0
 
     cdef int narrow_class_weight(self, object class_weight) except -1:
         cdef cnp.ndarray narrow = np.empty(len(class_weight), np.float32)

@@ -70,6 +70,7 @@ cdef extern from "call.h" nogil:
         double scale, smoothing, temperature, softcap, z_loss, gamma, slack, floor
         int64_t n_points, summed
         int64_t all_slow
+        double hard_weight
         void* out_rows
         int64_t out_rows_is_double
     ctypedef struct sx_cursor:
@@ -100,6 +101,7 @@ cdef extern from "call.h" nogil:
     bint sx_is_refused_f32(float t)
     bint sx_is_refused_f64(double t)
     void sx_refuse(const sx_call* call)
+    void sx_lack_memory(const sx_call* call)
     char* sx_room()
     void sx_widen(const uint16_t* p, int is_brain, int64_t length, float* to)
     void sx_narrow(const float* p, int is_brain, int64_t length, uint16_t* to)
@@ -164,6 +166,7 @@ cdef enum:
     NLL
     SIGMOID
     HESSIAN
+    DISTILLATION
     LOGSUMEXP
     SOFTMAX
     LOG_SOFTMAX
@@ -423,20 +426,16 @@ cdef void load_rows(const sx_call* call, sx_cursor* cursor, Rows* rows, int64_t 
         rows.t[j] = cursor.soft
         if call.all_slow:
             rows.lane[j] = SLOW
-        if call.soft.rows.data != NULL:
-            weight = 1.0
-            if call.sample_weight.data != NULL:
-                weight = sx_load_real(cursor.sample_weight, call.sample_weight.type)
-            if weight == 0.0:
-                rows.lane[j] = SKIPPED
-            else:
-                set_weight(call, cursor, rows, j, weight * call.class_unit)
-        elif call.targets.data != NULL:
+        weight = 1.0
+        if call.sample_weight.data != NULL:
+            weight = sx_load_real(cursor.sample_weight, call.sample_weight.type)
+        if weight == 0.0:
+            rows.lane[j] = SKIPPED
+        elif call.soft.rows.data != NULL or call.targets.data == NULL:
+            set_weight(call, cursor, rows, j, weight * call.class_unit)
+        else:
             y = sx_load_integer(cursor.targets, call.targets.type)
-            weight = 1.0
-            if call.sample_weight.data != NULL:
-                weight = sx_load_real(cursor.sample_weight, call.sample_weight.type)
-            if (call.has_ignore and y == call.ignore_index) or weight == 0.0:
+            if call.has_ignore and y == call.ignore_index:
                 rows.lane[j] = SKIPPED
             elif y < 0 or y >= call.n_classes:
                 rows.lane[j] = POISONED
@@ -620,6 +619,7 @@ cdef int walk_tiles(const sx_call* call, Rows* rows, int64_t first, const scalin
 
 include "_other.pxi"
 include "_points.pxi"
+include "_distillation.pxi"
 
 cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* control,
                   const scaling* scale, real* unused) noexcept nogil:
@@ -675,6 +675,9 @@ cdef int64_t walk_any(const sx_call* call, int64_t lo, int64_t hi, sx_control* c
         status = walk_vjp(call, lo, hi, control, unused)
     elif call.op == SIGMOID:
         status = walk_points(call, lo, hi, control, unused)
+    elif call.op == DISTILLATION:
+        sx_scale_by(&scale, call.temperature)
+        status = walk_distillation(call, lo, hi, control, &scale, unused)
     elif call.temperature == 1.0:
         status = walk(call, lo, hi, control, &unit, unused)
     else:

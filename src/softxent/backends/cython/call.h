@@ -63,8 +63,9 @@ typedef struct {
     int64_t n_points, summed;
     /* Every row by the slow lane: an option beyond the range of the logits' precision. */
     int64_t all_slow;
-    /* Set by a walk that met a probability it refuses. */
-    int64_t refused;
+    /* Set by a walk that met a probability it refuses; that found no memory for itself. */
+    int64_t refused, no_memory;
+    double hard_weight;
     void *out_rows;
     int64_t out_rows_is_double;
 } sx_call;
@@ -275,14 +276,17 @@ static inline float sx_probability_f32(double t)
 static inline int sx_is_no_share(double t) { return !(t >= 0.0 && t <= 1.0); }
 
 /* Several threads may say so at once. */
-static inline void sx_refuse(const sx_call *call)
+static inline void sx_note(const int64_t *flag)
 {
 #if defined(__GNUC__)
-    __atomic_store_n((int64_t *)&call->refused, 1, __ATOMIC_RELAXED);
+    __atomic_store_n((int64_t *)flag, 1, __ATOMIC_RELAXED);
 #else
-    *(volatile int64_t *)&call->refused = 1;
+    *(volatile int64_t *)flag = 1;
 #endif
 }
+
+static inline void sx_refuse(const sx_call *call) { sx_note(&call->refused); }
+static inline void sx_lack_memory(const sx_call *call) { sx_note(&call->no_memory); }
 
 /* ---- room for a walk ------------------------------------------------------------------------- */
 

@@ -61,6 +61,8 @@ _PLAIN = {Op.CROSS_ENTROPY, Op.LOGSUMEXP, Op.SOFTMAX, Op.LOG_SOFTMAX}
 
 def _walk_of(op: Op, is_wide: bool, has_shares: bool, has_options: bool,
              has_temperature: bool) -> str:
+    if op is Op.DISTILLATION:
+        return f"walk_teacher_{'f64' if is_wide else 'f32'}"
     kind = "scaled_" if has_temperature else ""
     if op in _PLAIN and not has_shares and not has_options and not has_temperature:
         kind = "plain_"
@@ -191,7 +193,7 @@ class Numba(Backend):
 
     def bind(self, call: Call, isa: str) -> Task:
         """Return the task that evaluates `call` at level `isa`."""
-        walk = _walk_of(call.op, call.logits.itemsize == 8, call.soft_targets is not None,
+        walk = _walk_of(call.op, call.is_wide, call.soft_targets is not None,
                         call.has_options, call.temperature != 1.0)
         return Task(_load(walk, isa), Bound(call))
 

@@ -43,7 +43,7 @@ class Bound:
     def __init__(self, call: Call) -> None:
         self.owners: list[Any] = []
         self.c = c = layout.Call()
-        self.wide = call.logits.dtype.itemsize == 8
+        self.wide = call.is_wide
         c.op = call.op
         c.n_rows = call.n_rows
         c.n_classes = call.n_classes
@@ -59,10 +59,11 @@ class Bound:
         c.gamma = call.gamma
         c.slack = call.slack
         c.floor = call.floor
+        c.hard_weight = call.hard_weight
         self._matrix(c.logits, call.logits)
         self._matrix(c.out_map, call.out_map)
         self._matrix(c.soft, call.soft_targets)
-        c.soft.holds_probabilities = 1
+        c.soft.holds_probabilities = not call.has_teacher
         self._rows(c.targets, call.targets)
         self._rows(c.sample_weight, call.sample_weight)
         self._rows(c.upstream, call.upstream)

@@ -14,7 +14,7 @@ from llvmlite import binding as llvm
 KERNEL, RUN = "softxent_kernel", "softxent_run"
 #: The walks, functions of `_walk.py`.
 WALKS = ("walk_plain_f32", "walk_plain_f64", "walk_f32", "walk_f64", "walk_scaled_f32",
-         "walk_scaled_f64")
+         "walk_scaled_f64", "walk_teacher_f32", "walk_teacher_f64")
 
 # What setup.py's levels are to gcc.
 _V3 = "+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+movbe"

@@ -64,6 +64,7 @@ class Call(ctypes.Structure):
         ("all_slow", c_int64),  # every row by the slow lane
         ("refused", c_int64),  # set by a walk that met a probability it refuses
         ("no_memory", c_int64),  # set by a walk that found none for itself
+        ("hard_weight", c_double),
         ("out_rows", c_int64), ("out_rows_is_double", c_int64),
     ]
 

@@ -56,8 +56,8 @@ INF = float("inf")
 NAN = float("nan")
 
 # backends/_contract.py's Op: the losses, then the pieces.
-CROSS_ENTROPY, FOCAL, KL, SQUARED_ERROR, NLL, SIGMOID, HESSIAN = range(7)
-LOGSUMEXP, SOFTMAX, LOG_SOFTMAX, ENTROPY, RANK, SOFTMAX_VJP = range(7, 13)
+CROSS_ENTROPY, FOCAL, KL, SQUARED_ERROR, NLL, SIGMOID, HESSIAN, DISTILLATION = range(8)
+LOGSUMEXP, SOFTMAX, LOG_SOFTMAX, ENTROPY, RANK, SOFTMAX_VJP = range(8, 14)
 
 FAST = 0  # by pieces
 SLOW = 1  # one term at a time
@@ -217,10 +217,9 @@ def class_weight_of(call, k):
 
 
 @part
-def load_target(call, cursor, rows, j, narrow, plain):
+def load_target(call, cursor, rows, j, weight, narrow, plain):
     y = load_integer(cursor.targets, call.targets.type)
-    weight = load_weight(call, cursor)
-    if (call.has_ignore != 0 and y == call.ignore_index) or weight == 0.0:
+    if call.has_ignore != 0 and y == call.ignore_index:
         rows.lane[j] = SKIPPED
     elif y < 0 or y >= call.n_classes:
         rows.lane[j] = POISONED
@@ -278,14 +277,13 @@ def load_rows(call, cursor, rows, count):
         rows.t[j] = cursor.soft
         if call.all_slow != 0:
             rows.lane[j] = SLOW
-        if call.soft.rows.data != 0:
-            weight = load_weight(call, cursor)
-            if weight == 0.0:
-                rows.lane[j] = SKIPPED
-            else:
-                set_weight(call, cursor, rows, j, weight * call.class_unit)
-        elif call.targets.data != 0:
-            load_target(call, cursor, rows, j, narrow, plain)
+        weight = load_weight(call, cursor)
+        if weight == 0.0:
+            rows.lane[j] = SKIPPED
+        elif call.soft.rows.data != 0 or call.targets.data == 0:
+            set_weight(call, cursor, rows, j, weight * call.class_unit)
+        else:
+            load_target(call, cursor, rows, j, weight, narrow, plain)
         cursor_next(cursor, call)
 
 
@@ -442,3 +440,19 @@ def scatter(matrix, p, count, k0, length, row_pitch, class_pitch, tile):
             for k in range(length):
                 block[k] = tile[j * row_pitch + k * class_pitch]
             store_block(matrix, p[j] + k0 * stride, length, block)
+
+
+@part
+def block_at(matrix, p, lane, length, room):
+    # Consecutive classes of one row, where they are or brought near.
+    if matrix.direct == IN_PLACE:
+        return pointer_at(p, as_type(room[0], 0.0))
+    if lane == FAST:
+        load_block(matrix, p, length, room)
+    return room
+
+
+@part
+def row_block(call, rows, j, k0, length, room):
+    return block_at(call.logits, rows.z[j] + k0 * call.logits.class_stride, rows.lane[j], length,
+                    room)

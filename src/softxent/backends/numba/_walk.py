@@ -10,6 +10,7 @@ import ctypes
 
 import numpy as np
 
+from softxent.backends.numba._distillation import Distillation, walk_distillation
 from softxent.backends.numba._elementary import product_rest, scale_by, subnormals, two_sum
 from softxent.backends.numba._head import finish_reduce, store_values
 from softxent.backends.numba._jit import (
@@ -96,29 +97,33 @@ from softxent.backends.numba._rows import (
     SOFTMAX_VJP,
     SQUARED_ERROR,
     TILE_BYTES,
+    block_at,
     block_length,
     blocks_of,
     cap,
     gather,
     is_single,
     is_squared,
-    load_block,
     load_rows,
     room_at,
+    row_block,
     scatter,
     store_block,
     tick,
 )
 
 _CALL, _PLAIN_CALL, _CONTROL = map(struct_type, (Call, PlainCall, Control))
-_CURSOR, _ROWS = struct_type(Cursor), struct_type(Rows)
+_CURSOR, _ROWS, _DISTILLATION = map(struct_type, (Cursor, Rows, Distillation))
 _U8 = np.uint8(0)
-# What a walk allocates for a run: its room, then a cursor, a group of rows, a control block.
+# What a walk allocates for a run: its room, then a cursor, a group of rows, a control block, what
+# distillation needs beside.
 LINE = 64
 AT_CURSOR = ROOM
 AT_ROWS = AT_CURSOR + -(-ctypes.sizeof(Cursor) // LINE) * LINE
 AT_CONTROL = AT_ROWS + -(-ctypes.sizeof(Rows) // LINE) * LINE
-ALLOCATION = AT_CONTROL + ctypes.sizeof(Control) + LINE
+AT_PARTS = AT_CONTROL + -(-ctypes.sizeof(Control) // LINE) * LINE
+ALLOCATION = AT_PARTS + LINE
+ALLOCATION_WITH_PARTS = ALLOCATION + ctypes.sizeof(Distillation)
 
 
 # ---- a block on its way --------------------------------------------------------------------------
@@ -157,22 +162,6 @@ def map_given(call, rows, j, x, t, has_t, out, k0, length, scale, room):
         map_mixed(call, rows, j, x, t, has_t, slope, has_slope, out, k0, length, scale, room)
     else:
         map_run(rows, j, x, slope, has_slope, out, length, scale)
-
-
-@part
-def block_at(matrix, p, lane, length, room):
-    # Consecutive classes of one row, where they are or brought near.
-    if matrix.direct == IN_PLACE:
-        return pointer_at(p, as_type(room[0], 0.0))
-    if lane == FAST:
-        load_block(matrix, p, length, room)
-    return room
-
-
-@part
-def row_block(call, rows, j, k0, length, room):
-    return block_at(call.logits, rows.z[j] + k0 * call.logits.class_stride, rows.lane[j], length,
-                    room)
 
 
 @part
@@ -552,8 +541,8 @@ def walk(call, lo, hi, zero, scale, control, cursor, rows, room):
 
 
 @part
-def walk_any(zero, has_temperature, call, lo, hi, control_address, stopped_address):
-    memory = malloc(ALLOCATION)
+def walk_any(zero, has_temperature, has_teacher, call, lo, hi, control_address, stopped_address):
+    memory = malloc(ALLOCATION if has_teacher is None else ALLOCATION_WITH_PARTS)
     if memory == 0:
         call.no_memory = 1
         return STOPPED
@@ -572,7 +561,11 @@ def walk_any(zero, has_temperature, call, lo, hi, control_address, stopped_addre
         control.float_state = state
         control.thread = save_thread()
     subnormals(True)
-    if has_temperature is None:
+    if has_teacher is not None:
+        parts = struct_at(moved(room, AT_PARTS), _DISTILLATION)
+        stopped = walk_distillation(call, lo, hi, zero, scale_by(call.temperature), control, parts,
+                                    room)
+    elif has_temperature is None:
         if call.op == SOFTMAX_VJP:
             stopped = walk_vjp(call, lo, hi, zero, control, cursor, room)
         elif call.op == SIGMOID:
@@ -589,37 +582,49 @@ def walk_any(zero, has_temperature, call, lo, hi, control_address, stopped_addre
     return STOPPED if stopped else 0
 
 
-# Walk rows lo <= i < hi of a call; STOPPED or 0. Three instances of each: exp without a temperature
-# is a constant's work, and what the default path lacks need not be compiled for it. control: of the
+# Walk rows lo <= i < hi of a call; STOPPED or 0. Four instances of each: exp without a temperature
+# is a constant's work, and what is not met on the way need not be compiled for it. control: of the
 # native pool, or 0; then `stopped` is a Python function, and the caller holds the interpreter's
 # lock.
 
 
 def walk_plain_f32(call, lo, hi, control, stopped):
     """Walk float32 and 16-bit logits of a `PlainCall`."""
-    return walk_any(np.float32(0), None, struct_at(call, _PLAIN_CALL), lo, hi, control, stopped)
+    return walk_any(np.float32(0), None, None, struct_at(call, _PLAIN_CALL), lo, hi, control,
+                    stopped)
 
 
 def walk_plain_f64(call, lo, hi, control, stopped):
     """Walk float64 logits of a `PlainCall`."""
-    return walk_any(np.float64(0), None, struct_at(call, _PLAIN_CALL), lo, hi, control, stopped)
+    return walk_any(np.float64(0), None, None, struct_at(call, _PLAIN_CALL), lo, hi, control,
+                    stopped)
 
 
 def walk_f32(call, lo, hi, control, stopped):
     """Walk float32 and 16-bit logits."""
-    return walk_any(np.float32(0), None, struct_at(call, _CALL), lo, hi, control, stopped)
+    return walk_any(np.float32(0), None, None, struct_at(call, _CALL), lo, hi, control, stopped)
 
 
 def walk_f64(call, lo, hi, control, stopped):
     """Walk float64 logits."""
-    return walk_any(np.float64(0), None, struct_at(call, _CALL), lo, hi, control, stopped)
+    return walk_any(np.float64(0), None, None, struct_at(call, _CALL), lo, hi, control, stopped)
 
 
 def walk_scaled_f32(call, lo, hi, control, stopped):
     """Walk float32 and 16-bit logits, with a temperature."""
-    return walk_any(np.float32(0), True, struct_at(call, _CALL), lo, hi, control, stopped)
+    return walk_any(np.float32(0), True, None, struct_at(call, _CALL), lo, hi, control, stopped)
 
 
 def walk_scaled_f64(call, lo, hi, control, stopped):
     """Walk float64 logits, with a temperature."""
-    return walk_any(np.float64(0), True, struct_at(call, _CALL), lo, hi, control, stopped)
+    return walk_any(np.float64(0), True, None, struct_at(call, _CALL), lo, hi, control, stopped)
+
+
+def walk_teacher_f32(call, lo, hi, control, stopped):
+    """Walk float32 and 16-bit logits, and a teacher's."""
+    return walk_any(np.float32(0), True, True, struct_at(call, _CALL), lo, hi, control, stopped)
+
+
+def walk_teacher_f64(call, lo, hi, control, stopped):
+    """Walk float64 logits, and a teacher's, or others where the teacher's are float64."""
+    return walk_any(np.float64(0), True, True, struct_at(call, _CALL), lo, hi, control, stopped)

@@ -41,6 +41,12 @@ Squared error, with Q = sum p^2 over the classes but a class target, of which 1 
     gradient    w p_k (p_k - t_k - c),     c = Q - p_y (1 - p_y), or Q - sum p t
                 and at the target -w p_y ((1 - p_y)^2 + Q)
 
+Distillation, q the softmax of a teacher's logits with what is theirs marked u, h the share of
+cross-entropy (at a temperature of 1, weights and smoothing included), tau the temperature:
+
+    row value   s (1-h) tau^2 [log1p(S'_z) + sum q (m - z) - log1p(S'_u) - sum q (m_u - u)] + h ...
+    gradient    w (1-h) tau (p_k - q_k) + h ...
+
 Hessian of cross-entropy, its diagonal: w (b + T) p_k (1 - p_k); of the largest logit S' / S for
 1 - p_k.
 
@@ -50,7 +56,8 @@ Binary cross-entropy, every logit by itself, v the weight of what targets of 1 c
     gradient    w [(1 - t) sigma(z) - v t sigma(-z)]
 
 with the largest set apart beside T, the target beside b, where p_y - 1 would cancel. w is s times
-upstream over divisor and temperature; J = sech^2(x / cap) is the softcap's derivative.
+upstream over divisor and temperature (distillation: over the divisor); J = sech^2(x / cap) is the
+softcap's derivative.
 
 All arithmetic is float64, for narrower logits too; each result is rounded once, as it is stored.
 NaN, +inf and a row of -inf alone, judged on the logits as given, make m, by decree, NaN: the row's
@@ -67,7 +74,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,6 +135,12 @@ class RowsTask:
         self._out_rows = view(call.out_rows)
         self._out_map = view(call.out_map)
         self._scaling = _Scaling(call)
+        # Of distillation, the part that is cross-entropy.
+        self._hard: RowsTask | None = None
+        if call.has_teacher and call.hard_weight:
+            self._hard = RowsTask(
+                replace(call, op=Op.CROSS_ENTROPY, soft_targets=None, temperature=1.0)
+            )
 
     def __call__(self, lo: int, hi: int, stopped: Callable[[], bool]) -> None:
         """Evaluate rows lo <= i < hi; end early when `stopped()` answers true."""
@@ -141,11 +155,12 @@ class RowsTask:
             try:
                 for start in range(lo, hi, step):
                     rows = self._select(start, min(start + step, hi))
-                    self._evaluate(
-                        _Block(self._logits, self._soft_targets, rows, self._scaling, stopped)
-                    )
+                    self._evaluate(self._block(rows, stopped))
             except _StoppedError:
                 return
+
+    def _block(self, rows: Rows, stopped: Callable[[], bool]) -> _Block:
+        return _Block(self._logits, self._soft_targets, rows, self._scaling, stopped)
 
     def _select(self, start: int, stop: int) -> Rows:
         """Index of rows start <= i < stop: a slice, or indices where rows have several axes."""
@@ -166,14 +181,10 @@ class RowsTask:
             self._nll(block)
             return
         block.refer_to_largest()
-        if op is Op.SQUARED_ERROR:
-            self._squared_error(block)
-            return
-        if op is Op.HESSIAN:
-            self._hessian(block)
-            return
         if op < Op.LOGSUMEXP:
-            self._cross_entropy(block)
+            results = {Op.SQUARED_ERROR: self._squared_error, Op.HESSIAN: self._hessian,
+                       Op.DISTILLATION: self._distillation}.get(op, self._cross_entropy)(block)
+            self._store(block, results)
             return
 
         first = _Apart(block.first)
@@ -204,8 +215,8 @@ class RowsTask:
                 d, _ = block.shifted(classes)
                 self._store_map(block.rows, classes, d - log_total[:, None])
 
-    def _cross_entropy(self, block: _Block) -> None:
-        call, rows = self._call, block.rows
+    def _cross_entropy(self, block: _Block) -> _Results:
+        call = self._call
         smoothing, z_loss = call.smoothing, call.z_loss
         is_class = self._targets is not None
         is_owed = not is_class or smoothing > 0.0  # is there a B_k?
@@ -240,29 +251,25 @@ class RowsTask:
             pull = b * times(focus, 1.0 + call.gamma * times(apart.e / total, per_rest))
             b = b * focus
 
-        if self._out_rows is not None:
-            value = times(b, minus_log_p)
-            if is_owed:
-                value += times(owed, np.log1p(first.other())) + gap.total()
-            if z_loss:
-                value += z_loss * lse * lse
-            if call.op is Op.KL:
-                value += own.total()
-                value[(value < 0.0) & (np.abs(owed - 1.0) <= call.slack)] = 0.0
-            value = times(weight, value)
-            value[lost] = np.nan
-            self._store_rows(rows, np.where(counts, value, 0.0))
-        if self._out_map is None:
-            return
+        value = times(b, minus_log_p)
+        if is_owed:
+            value += times(owed, np.log1p(first.other())) + gap.total()
+        if z_loss:
+            value += z_loss * lse * lse
+        if call.op is Op.KL:
+            value += own.total()
+            value[(value < 0.0) & (np.abs(owed - 1.0) <= call.slack)] = 0.0
+        value = times(weight, value)
+        value[lost] = np.nan
 
-        weight = weight * self._factor(block)
-        lost |= np.isnan(weight)
+        w = weight * self._factor(block)
         rest = owed + 2.0 * (z_loss * lse)
         a = pull + rest
         # S'/S is exactly 1 where the target is -inf: the gradient there is exactly what it is
         # owed. And 0 - b S'/S, not its negative: where S' = 0 it is +0.
         at_target = (0.0 - times(pull, other / total)) + times(rest, apart.e / total)
-        for classes in block.walk():
+
+        def gradient(classes: slice) -> Float64s:
             _, g = block.shifted(classes)
             g /= total[:, None]
             if is_owed or z_loss or call.op is Op.FOCAL:  # else it is 1
@@ -274,13 +281,62 @@ class RowsTask:
                 g -= self._owed(block, classes)
             if call.softcap:
                 g = times(g, self._scaling.slope(block.read(classes)))
-            g = times(g, weight[:, None])  # a weight may have overflowed
-            g[lost] = np.nan
-            g[~counts] = 0.0
-            self._store_map(rows, classes, g)
+            g = times(g, w[:, None])  # a weight may have overflowed
+            g[lost | np.isnan(w)] = np.nan
+            return g
 
-    def _squared_error(self, block: _Block) -> None:
-        rows = block.rows
+        return _Results(value, gradient, counts)
+
+    def _distillation(self, block: _Block) -> _Results:
+        call = self._call
+        _, weight, _, counts = self._weights(block)
+        assert self._soft_targets is not None
+        teacher = _Block(self._soft_targets, None, block.rows, self._scaling, block.stopped)
+        teacher.refer_to_largest()
+        first, first_of_teacher = _Apart(block.first), _Apart(teacher.first)
+        teacher.reduce(first_of_teacher)
+        total_of_teacher = first_of_teacher.other() + first_of_teacher.e
+        impossible = np.zeros(block.n, dtype=np.bool_)
+
+        def own_gap(classes: slice, d: Float64s, e: Float64s) -> Float64s:
+            return times(e / total_of_teacher[:, None], -d)
+
+        def gap(classes: slice, d: Float64s, e: Float64s) -> Float64s:
+            # Of what both exclude, nothing.
+            excluded = block.read(classes) == -np.inf
+            impossible[(excluded & (teacher.read(classes) != -np.inf)).any(axis=1)] = True
+            return own_gap(classes, np.where(excluded, 0.0, d), teacher.shifted(classes)[1])
+
+        cross, own = _Sum(gap), _Sum(own_gap)
+        teacher.reduce(own)
+        block.reduce(first, cross)
+        total = first.other() + first.e
+        value = (np.log1p(first.other()) - np.log1p(first_of_teacher.other())) + (
+            cross.total() - own.total())
+        value = np.where(impossible, np.inf, np.maximum(value, 0.0))
+        value = times(weight, (1.0 - call.hard_weight) * call.temperature**2 * value)
+        lost = block.without_result | teacher.without_result | np.isnan(weight)
+        value[lost] = np.nan
+        w = weight * self._factor(block) * ((1.0 - call.hard_weight) * call.temperature)
+        hard: _Results | None = None
+        if self._hard is not None:
+            hard_block = self._hard._block(block.rows, block.stopped)
+            hard_block.refer_to_largest()
+            hard = self._hard._cross_entropy(hard_block)
+            value += call.hard_weight * np.where(hard.counts, hard.value, 0.0)
+
+        def gradient(classes: slice) -> Float64s:
+            p, q = block.shifted(classes)[1], teacher.shifted(classes)[1]
+            g = times(p / total[:, None] - q / total_of_teacher[:, None], w[:, None])
+            g[lost | np.isnan(w)] = np.nan
+            if hard is not None:
+                more = hard.gradient(classes)
+                g += call.hard_weight * np.where(hard.counts[:, None], more, 0.0)
+            return g
+
+        return _Results(value, gradient, counts)
+
+    def _squared_error(self, block: _Block) -> _Results:
         is_class = self._targets is not None
         targets, weight, _, counts = self._weights(block)
 
@@ -312,15 +368,11 @@ class RowsTask:
             value = 0.5 * np.maximum((q + soft.total()) - 2.0 * pt, 0.0)
             mean = q - pt
         lost = block.without_result | np.isnan(weight)
-        if self._out_rows is not None:
-            value = times(weight, value)
-            value[lost] = np.nan
-            self._store_rows(rows, np.where(counts, value, 0.0))
-        if self._out_map is None:
-            return
-        weight = weight * self._factor(block)
-        lost |= np.isnan(weight)
-        for classes in block.walk():
+        value = times(weight, value)
+        value[lost] = np.nan
+        w = weight * self._factor(block)
+
+        def gradient(classes: slice) -> Float64s:
             _, g = block.shifted(classes)
             g /= total[:, None]
             difference = g if is_class else g - block.soft(classes)
@@ -328,13 +380,14 @@ class RowsTask:
             if is_class:
                 here, column = _inside(targets, classes)
                 g[here, column] = (0.0 - times(p, rest * rest + q))[here]
-            g = times(g, weight[:, None])
-            g[lost] = np.nan
-            g[~counts] = 0.0
-            self._store_map(rows, classes, g)
+            g = times(g, w[:, None])
+            g[lost | np.isnan(w)] = np.nan
+            return g
 
-    def _hessian(self, block: _Block) -> None:
-        """Evaluate A p (1 - p), with 1 - p of the largest logit a sum of the others."""
+        return _Results(value, gradient, counts)
+
+    def _hessian(self, block: _Block) -> _Results:
+        """Return A p (1 - p), with 1 - p of the largest logit a sum of the others."""
         _, weight, v_y, counts = self._weights(block)
         first, mass = _Apart(block.first), _Sum(lambda classes, d, e: self._mass(block, classes))
         if self._targets is None:
@@ -348,7 +401,8 @@ class RowsTask:
         total = other + first.e
         weight = weight * self._factor(block)
         lost = block.without_result | np.isnan(weight)
-        for classes in block.walk():
+
+        def hessian(classes: slice) -> Float64s:
             _, h = block.shifted(classes)
             h /= total[:, None]
             rest = 1.0 - h
@@ -356,8 +410,9 @@ class RowsTask:
             rest[here, column] = (other / total)[here]
             h = np.maximum(times(h * rest, weight[:, None]), self._call.floor)
             h[lost] = np.nan
-            h[~counts] = 0.0
-            self._store_map(block.rows, classes, h)
+            return h
+
+        return _Results(np.zeros(block.n), hessian, counts)
 
     def _nll(self, block: _Block) -> None:
         targets, weight, _, counts = self._weights(block)
@@ -418,6 +473,16 @@ class RowsTask:
                 g = times(np.where(counts, s * weight, 0.0), no * up - yes * down)
                 self._store_map(rows, 0, g)
 
+    def _store(self, block: _Block, results: _Results) -> None:
+        value, gradient, counts = results
+        self._store_rows(block.rows, np.where(counts, value, 0.0))
+        if self._out_map is None:
+            return
+        for classes in block.walk():
+            g = gradient(classes)
+            g[~counts] = 0.0
+            self._store_map(block.rows, classes, g)
+
     def _factor(self, block: _Block) -> Float64s | float:
         """Return what multiplies the gradient beside the row's weight."""
         # In this order: one number for all rows reaches `scale` by the same products.
@@ -467,7 +532,7 @@ class RowsTask:
         targets, ignored, outside = self._classes(block)
         counts &= ~ignored
         v_y = np.ones(block.n)
-        if call.class_weight is not None:
+        if call.class_weight is not None and not call.has_teacher:
             v_y = call.class_weight[targets]
         if not call.smoothing and not call.z_loss:
             weight *= v_y
@@ -525,6 +590,14 @@ class RowsTask:
         self._out_map[(*rows, classes)] = odd_float32(values) if narrow else values
 
 
+class _Results(NamedTuple):
+    """Of some rows: their values, the gradient of some classes, and which of them count."""
+
+    value: Float64s
+    gradient: Callable[[slice], Float64s]
+    counts: Bools
+
+
 class _Scaling:
     """z as a function of the logits: softcap, then temperature.
 
@@ -536,7 +609,7 @@ class _Scaling:
     def __init__(self, call: Call) -> None:
         self._cap = call.softcap
         self._temperature = call.temperature
-        self._keeps_error = call.logits.dtype.itemsize == 8
+        self._keeps_error = call.is_wide
 
     def capped(self, x: Float64s) -> Pair:
         """Return cap tanh(x / cap), within 0.6 units in the last place for float64 logits."""
@@ -631,7 +704,7 @@ class _Block:
         self._logits = logits
         self._soft_targets = soft_targets
         self._scaling = scaling
-        self._stopped = stopped
+        self.stopped = stopped
         self._n_classes = logits.shape[-1]
         self._one_block = self._n_classes <= BLOCK
         self._x: Float64s | None = None
@@ -642,7 +715,7 @@ class _Block:
     def walk(self) -> Iterator[slice]:
         """Yield the blocks of classes, in order; asks for an early end before each."""
         for start in range(0, self._n_classes, BLOCK):
-            if self._stopped():
+            if self.stopped():
                 raise _StoppedError
             yield slice(start, min(start + BLOCK, self._n_classes))
 
