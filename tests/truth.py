@@ -607,6 +607,9 @@ def distillation_loss(logits, teacher, *, temperature=2.0, hard_targets=None, ha
         apart = (np.abs(d) > 40) | ~np.isfinite(d)
         divergence = np.where(apart.any(axis=1), cross - own, tree(np.where(q > 0, q * near, 0)))
         loss = soft * tau**2 * divergence
+        most = LD(np.finfo(np.float64).max)
+        overflow = (divergence >= most) | (loss >= most) | (
+            (np.where(q > 0, gaps, 0) >= most).any(axis=1) & np.isfinite(loss))
         sizes = soft * tau**2 * (cross + own)
         w = s * factor * soft * tau
         gradient = w[:, None] * (p - q)
@@ -629,7 +632,7 @@ def distillation_loss(logits, teacher, *, temperature=2.0, hard_targets=None, ha
             mass=np.where(counts, np.abs(w), 0),
             loss_by_lse=zeros, gradient_by_lse=np.zeros(p.shape, LD), moved_loss=zeros,
             moved_gradient=np.zeros(p.shape, LD), growth=zeros + 1,
-            overflow=counts & (np.maximum(divergence, loss) >= LD(np.finfo(np.float64).max)),
+            overflow=counts & overflow,
         )
         if not hard_weight:
             return found
