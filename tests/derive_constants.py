@@ -99,6 +99,9 @@ def constants() -> dict[str, float]:
             chebyshev(tanh_rest, mp.mpf("1e-30"), mp.mpf("0.8101"), degree))}
     found |= {f"LOG1P_{i}_F32": c for i, c in enumerate(
         chebyshev(lambda x: mp.log1p(x) / x, mp.mpf("1e-30"), mp.mpf(1), 9))}
+    # Of least relative error for 1/d on [1, 2]: (1 - T4(2 d - 3) / T4(-3)) / d.
+    inverse = {f"INVERSE_{i}": mp.mpf(c) / 577 for i, c in enumerate((1632, -1696, 768, -128))}
+    found |= {f"{name}_{suffix}": c for suffix in ("F32", "F64") for name, c in inverse.items()}
     return {name: float(np.float32(float(value))) if name.endswith("F32") else float(value)
             for name, value in found.items()}
 

@@ -84,3 +84,11 @@ def test_log1p_in_float32(tmp_path, level):
     """Of exp(-|z|), for binary cross-entropy."""
     (worst,) = measure(tmp_path, "log1p_ulp.c", level, 61)
     assert worst <= (2.0 if level == "v2" else 1.5)
+
+
+@pytest.mark.parametrize("level", FLAGS)
+def test_inverse(tmp_path, level):
+    """Of 1 + exp(-|z|), for binary cross-entropy, without a division."""
+    f32, f64, inexact = measure(tmp_path, "inverse_ulp.c", level, 7, 2_000_000)
+    assert max(f32, f64) <= 1.0
+    assert inexact == 0

@@ -9,7 +9,8 @@
 #
 # times s, and s, upstream and the divisor. All of it in the logits' precision. An element of a size
 # that could leave float32, or fall below it and count, is computed anew in float64, by itself: its
-# neighbours do not tell. The sum of the losses of such a stretch: block_sum's.
+# neighbours do not tell. The sum of the losses of such a stretch: block_sum's. Where there are no
+# weights, and logits and gradient are neighbours of the walk's own type, they are used where they are.
 
 cdef enum:
     POINTS = 1024
@@ -219,23 +220,35 @@ cdef inline real log1p_of(real x) noexcept nogil:
         return sx_log1p(x)
 
 
+cdef inline real near_inverse(real d) noexcept nogil:
+    if real is float:
+        return sx_inverse_f32(d)
+    else:
+        return sx_inverse_f64(d)
+
+
 cdef inline real of_sum(real w, real difference) noexcept nogil:
-    # Of weight 0: +0.
-    return <real>0.0 if w == 0.0 and difference == difference else w * difference
+    # Of weight 0: +0. Without a branch: in one, what it is of would be computed one by one.
+    cdef real product = w * difference
+    return <real>0.0 if (w == 0.0) & (difference == difference) else product
 
 
-cdef inline void compute_point(real x, real yes, real no, real k, real low, real* value,
-                               real* g) noexcept nogil:
+cdef inline void compute_point(real x, real yes, real no, real k, real low, bint plain,
+                               real* value, real* g) noexcept nogil:
+    # plain: x is finite, and no is 1 - yes, rounded, to which adding yes gives 1.
     cdef sx_unit unit
-    cdef real size = magnitude(x), e, far, near, side, up, down
-    e = exp_of(<real>0.0 - size, k, low, &unit)
-    far = <real>1.0 / (<real>1.0 + e)
+    cdef real size = magnitude(x), e, far, near, side, other, slope
+    e = exp_of(-size, k, low, &unit)
+    far = near_inverse(<real>1.0 + e)
     near = e * far
     side = yes if x < 0.0 else no
-    up = near if x < 0.0 else far
-    down = far if x < 0.0 else near
-    value[0] = of_sum(side, size) + (yes + no) * log1p_of(e)
-    g[0] = no * up - yes * down
+    other = no if x < 0.0 else yes
+    slope = side * far - other * near
+    if plain:
+        value[0] = side * size + log1p_of(e)
+    else:
+        value[0] = of_sum(side, size) + (yes + no) * log1p_of(e)
+    g[0] = <real>0.0 - slope if x < 0.0 else slope
 
 
 cdef void compute_points(const sx_call* call, int64_t length, char* room,
@@ -257,7 +270,7 @@ cdef void compute_points(const sx_call* call, int64_t length, char* room,
     i = 0
     while i < length:    # what is behind the last is harmless
         for j in range(LANES):
-            compute_point(x[i + j], yes[i + j], no[i + j], k, low, &own_values[j], &own_g[j])
+            compute_point(x[i + j], yes[i + j], no[i + j], k, low, False, &own_values[j], &own_g[j])
         if weighted:
             for j in range(LANES):
                 own_values[j] = s[i + j] * own_values[j]
@@ -294,9 +307,83 @@ cdef void compute_far_points(const sx_call* call, int64_t length, char* room,
             s = given_s[i]
             w = given_w[i]
         if is_far_point(x[i], yes, s, w):
-            compute_point(<double>x[i], yes, 1.0 - t, k, low, &value, &slope)
+            compute_point(<double>x[i], yes, 1.0 - t, k, low, False, &value, &slope)
             values[i] = s * value
             g[i] = <real>of_sum(w, slope)
+
+
+cdef inline bint is_own(const sx_matrix* matrix, int64_t axis, real* unused) noexcept nogil:
+    # Whether a run's numbers are neighbours of the walk's type, aligned.
+    return (matrix.direct in (SX_IN_PLACE, SX_STRIDED)
+            and matrix.rows.strides[axis] == sizeof(real))
+
+
+cdef inline bint are_near(const sx_call* call, sx_cursor* cursor, int64_t length,
+                          real* unused) noexcept nogil:
+    cdef int64_t last = call.n_axes - 1
+    return (length % LANES == 0 and not has_weights(call)
+            and call.scale != 0.0 and not is_far(fabs(call.scale))
+            and (sizeof(real) == 8 or are_single(call))
+            and sx_cursor_run(cursor, call) >= length
+            and is_own(&call.logits, last, unused)
+            and (call.out_map.rows.data == NULL or is_own(&call.out_map, last, unused)))
+
+
+cdef const real* targets_near(const sx_call* call, sx_cursor* cursor, int64_t length, char* room,
+                              real* unused) noexcept nogil:
+    cdef int64_t last = call.n_axes - 1
+    cdef real* t = <real*>(room + ROOM_YES)
+    if is_own(&call.soft, last, unused):
+        return <const real*>cursor.soft
+    load_run(cursor.soft, call.soft.rows.type, call.soft.rows.strides[last], length,
+             room + ROOM_BYTES, t)
+    return t
+
+
+cdef bint has_far_near(const real* x, const real* t, int64_t length) noexcept nogil:
+    # Whether a point is far, or refused: something to look at again. With subnormals on.
+    cdef int64_t i
+    cdef int found = 0
+    for i in range(length):
+        found |= ((not t[i] >= <real>0.0) | (not t[i] <= <real>1.0)
+                  | (not magnitude(x[i]) <= <real>NARROW_MOST))
+    if real is float:
+        for i in range(length):
+            found |= (t[i] < <real>NARROW_LEAST) & (t[i] > <real>0.0)
+    return found != 0
+
+
+cdef void compute_near(const sx_call* call, const real* x, const real* t, real* out, int64_t piece,
+                       int64_t length) noexcept nogil:
+    # What compute_points and block_sum do; out: NULL, or the logits' memory, or none of theirs.
+    cdef double lanes[LANES]
+    cdef real own_values[LANES]
+    cdef real own_g[LANES]
+    cdef real k, low, scale = <real>call.scale
+    cdef int64_t i, j, first = piece * POINTS
+    power_of(0.0, &k, &low, <sx_unit*>NULL)
+    for j in range(LANES):
+        lanes[j] = 0.0
+    i = 0
+    while i < length:
+        for j in range(LANES):
+            compute_point(x[i + j], t[i + j], <real>1.0 - t[i + j], k, low, True, &own_values[j],
+                          &own_g[j])
+            own_g[j] = scale * own_g[j]
+        if out != NULL:
+            memcpy(out + i, own_g, sizeof(own_g))
+        if call.summed:
+            for j in range(LANES):
+                lanes[j] += <double>own_values[j]
+        elif call.out_rows_is_double:
+            for j in range(LANES):
+                (<double*>call.out_rows)[first + i + j] = <double>own_values[j]
+        else:
+            for j in range(LANES):
+                (<float*>call.out_rows)[first + i + j] = <float>own_values[j]
+        i += LANES
+    if call.summed:
+        (<double*>call.out_rows)[piece] = fold_sum(lanes)
 
 
 cdef int64_t walk_points(const sx_call* call, int64_t lo, int64_t hi, sx_control* control,
@@ -306,12 +393,22 @@ cdef int64_t walk_points(const sx_call* call, int64_t lo, int64_t hi, sx_control
     cdef double* values = <double*>(room + ROOM_VALUE)
     cdef real* g = <real*>(room + ROOM_G)
     cdef int64_t piece, i, run, length, first, last = call.n_axes - 1
+    cdef const real* t
     cdef bint has_far
     for piece in range(lo, hi):
         first = piece * POINTS
         length = min(<int64_t>POINTS, call.n_points - first)
         sx_cursor_start(&cursor, call, first)
         sx_float_subnormals(True)
+        if are_near(call, &cursor, length, unused):
+            t = targets_near(call, &cursor, length, room, unused)
+            if not has_far_near(<const real*>cursor.logits, t, length):
+                sx_float_subnormals(False)
+                compute_near(call, <const real*>cursor.logits, t, <real*>cursor.out_map, piece,
+                             length)
+                if sx_tick(control, length):
+                    return SX_STOPPED
+                continue
         load_points(call, &cursor, length, room, unused)
         has_far = prepare_points(call, length, room, unused)
         sx_float_subnormals(False)

@@ -131,6 +131,8 @@ cdef extern from "elementary.h" nogil:
     double sx_log(double x)
     double sx_log1p(double x)
     float sx_log1p_f32(float x)
+    float sx_inverse_f32(float d)
+    double sx_inverse_f64(double d)
     double sx_log_reduced(double f, double k)
     void sx_split_log1p_or_log(int which, double share, double total, double* f, double* k)
     void sx_two_sum(double* total, double* carry, double x)

@@ -70,6 +70,8 @@ class Bound:
         self._rows(c.pos_weight, call.pos_weight)
         c.n_points = call.logits.size
         c.summed = call.summed
+        if c.n_axes > 1:
+            self._merge_axes()
         if call.ignore_index is not None:
             c.has_ignore = 1
             # As the loads see it: uint64 wraps, and so does what it is compared with.
@@ -115,6 +117,25 @@ class Bound:
         into.type = _type_of(array.dtype)
         for axis, stride in enumerate(array.strides):
             into.strides[axis] = stride
+
+    def _merge_axes(self) -> None:
+        # Axes of length 1 go, neighbours that every array steps through evenly become one.
+        c = self.c
+        arrays = (c.logits.rows, c.out_map.rows, c.soft.rows, c.targets, c.sample_weight,
+                  c.upstream, c.pos_weight)
+        lengths, kept = c.shape[: c.n_axes], 0
+        for axis, length in enumerate(lengths):
+            if length == 1:
+                continue
+            if kept == 0 or any(a.strides[kept - 1] != a.strides[axis] * length for a in arrays):
+                c.shape[kept] = 1
+                kept += 1
+            c.shape[kept - 1] *= length
+            for array in arrays:
+                array.strides[kept - 1] = array.strides[axis]
+        c.n_axes = max(kept, 1)
+        if kept == 0:
+            c.shape[0] = 1
 
     def _matrix(self, into: layout.Matrix, array: NDArray[Any] | None) -> None:
         if array is None:

@@ -105,6 +105,14 @@ LOG1P_6_F32 = np.float32(_hex("0x1.afdde80000000p-4"))
 LOG1P_7_F32 = np.float32(_hex("-0x1.cdd0080000000p-5"))
 LOG1P_8_F32 = np.float32(_hex("0x1.402f4c0000000p-6"))
 LOG1P_9_F32 = np.float32(_hex("-0x1.a04aca0000000p-9"))
+INVERSE_0_F32 = np.float32(_hex("0x1.6a09c20000000p+1"))
+INVERSE_1_F32 = np.float32(_hex("-0x1.783c560000000p+1"))
+INVERSE_2_F32 = np.float32(_hex("0x1.54bde40000000p+0"))
+INVERSE_3_F32 = np.float32(_hex("-0x1.c652860000000p-3"))
+INVERSE_0_F64 = _hex("0x1.6a09c2c5e0f16p+1")
+INVERSE_1_F64 = _hex("-0x1.783c56f5cba58p+1")
+INVERSE_2_F64 = _hex("0x1.54bde47e00e33p+0")
+INVERSE_3_F64 = _hex("-0x1.c65285fd56843p-3")
 TANH_UP_TO = 0.9
 
 _LOG2E_F32, _ONE_F32 = np.float32(LOG2E), np.float32(1.0)
@@ -467,6 +475,36 @@ def log1p_f32(x):
     q = fma(q, x, LOG1P_2_F32)
     q = fma(q, x, LOG1P_1_F32)
     return fma(q * x, x, x)  # the first coefficient is 1
+
+
+@inlined
+def inverse_f32(d):
+    r = fma(INVERSE_3_F32, d, INVERSE_2_F32)
+    r = fma(r, d, INVERSE_1_F32)
+    r = fma(r, d, INVERSE_0_F32)
+    r = fma(r, fma(-d, r, np.float32(1.0)), r)
+    return fma(r, fma(-d, r, np.float32(1.0)), r)
+
+
+@inlined
+def inverse_f64(d):
+    r = fma(INVERSE_3_F64, d, INVERSE_2_F64)
+    r = fma(r, d, INVERSE_1_F64)
+    r = fma(r, d, INVERSE_0_F64)
+    r = fma(r, fma(-d, r, 1.0), r)
+    r = fma(r, fma(-d, r, 1.0), r)
+    return fma(r, fma(-d, r, 1.0), r)
+
+
+def _near_inverse(d):
+    if d == types.float32:
+        return lambda d: inverse_f32(d)
+    return lambda d: inverse_f64(d)
+
+
+@by_type(_near_inverse)
+def near_inverse(d):
+    """Return 1 / d of 1 <= d <= 2."""
 
 
 def _log1p_of(x):

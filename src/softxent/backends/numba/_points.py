@@ -8,7 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from softxent.backends.numba._elementary import exp_of, log1p_of, power_of, subnormals
+from softxent.backends.numba._elementary import (
+    exp_of,
+    log1p_of,
+    near_inverse,
+    power_of,
+    subnormals,
+)
 from softxent.backends.numba._jit import (
     as_type,
     beyond_plain,
@@ -22,7 +28,16 @@ from softxent.backends.numba._jit import (
     stack,
     stay_apart,
 )
-from softxent.backends.numba._layout import TYPE_BF16, TYPE_BRAIN, TYPE_F32, TYPE_F64, TYPE_SIZE
+from softxent.backends.numba._layout import (
+    IN_PLACE,
+    STRIDED,
+    TYPE_BF16,
+    TYPE_BRAIN,
+    TYPE_F32,
+    TYPE_F64,
+    TYPE_SIZE,
+    TYPE_UNSIGNED,
+)
 from softxent.backends.numba._load import (
     cursor_run,
     cursor_skip,
@@ -33,7 +48,7 @@ from softxent.backends.numba._load import (
     store_real,
 )
 from softxent.backends.numba._map import kind_of
-from softxent.backends.numba._reduce import block_sum, counted
+from softxent.backends.numba._reduce import block_sum, counted, fold_sum
 from softxent.backends.numba._rows import (
     LANES,
     NARROW_LEAST,
@@ -61,7 +76,7 @@ ROOM_GIVEN_V = 68096
 ROOM_GIVEN_S = 76608
 ROOM_GIVEN_W = 85120
 
-_F32, _F64, _I16 = np.float32(0), np.float64(0), np.int16(0)
+_F32, _F64, _I16, _U8 = np.float32(0), np.float64(0), np.int16(0), np.uint8(0)
 
 
 @inlined
@@ -92,6 +107,9 @@ def load_run(p, kind, stride, count, to):
     elif kind == TYPE_F32:
         for i in range(count):
             to[i] = as_type(zero, load(p + i * stride, _F32))
+    elif kind == (TYPE_UNSIGNED | 1):  # bool
+        for i in range(count):
+            to[i] = as_type(zero, load(p + i * stride, _U8))
     else:
         for i in range(count):
             to[i] = as_type(zero, load_real(p + i * stride, kind))
@@ -247,13 +265,13 @@ def compute_point(x, yes, no, k, low):
     one = as_type(x, 1.0)
     size = fabs(x)
     e = exp_of(zero - size, k, low, None)
-    far = one / (one + e)
+    far = near_inverse(one + e)
     near = e * far
     below = x < zero
     side = choose(below, yes, no)
-    up = choose(below, near, far)
-    down = choose(below, far, near)
-    return of_sum(side, size) + (yes + no) * log1p_of(e), no * up - yes * down
+    other = choose(below, no, yes)
+    slope = side * far - other * near
+    return of_sum(side, size) + (yes + no) * log1p_of(e), choose(below, zero - slope, slope)
 
 
 @part
@@ -331,6 +349,130 @@ def store_points(call, first, piece, length, room):
             floats[first + i] = values[i]
 
 
+# ---- where they are ------------------------------------------------------------------------------
+
+
+@inlined
+def is_own(matrix, axis, zero):
+    # Whether a run's numbers are neighbours of the walk's type, aligned.
+    return ((matrix.direct == IN_PLACE or matrix.direct == STRIDED)
+            and matrix.rows.strides[axis] == (4 if is_single(zero) else 8))
+
+
+@part
+def are_near(call, cursor, length, zero):
+    stay_apart()
+    last = call.n_axes - 1
+    return (length % LANES == 0 and not has_weights(call)
+            and call.scale != 0.0 and not is_far(fabs(call.scale))
+            and (not is_single(zero) or are_single(call))
+            and cursor_run(cursor, call) >= length
+            and is_own(call.logits, last, zero)
+            and (call.out_map.rows.data == 0 or is_own(call.out_map, last, zero)))
+
+
+@part
+def targets_near(call, cursor, length, zero, room):
+    stay_apart()
+    last = call.n_axes - 1
+    if is_own(call.soft, last, zero):
+        return pointer_at(cursor.soft, zero)
+    t = room_at(room, ROOM_YES, zero)
+    load_run(cursor.soft, call.soft.rows.type, call.soft.rows.strides[last], length, t)
+    return t
+
+
+@part
+def has_far_near(x, t, length):
+    # Whether a point is far, or refused: something to look at again. With subnormals on.
+    stay_apart()
+    zero = as_type(x[0], 0.0)
+    one = as_type(zero, 1.0)
+    most = as_type(zero, NARROW_MOST)
+    least = as_type(zero, NARROW_LEAST)
+    found = np.int32(0)
+    for i in range(length):
+        found = counted(found, (not t[i] >= zero) | (not t[i] <= one) | (not fabs(x[i]) <= most))
+    if is_single(zero):
+        for i in range(length):
+            found = counted(found, (t[i] < least) & (t[i] > zero))
+    return found != 0
+
+
+@inlined
+def compute_plain_point(x, t, k, low):
+    # compute_point of finite x, yes = t and no = 1 - t, which add up to 1.
+    zero = as_type(x, 0.0)
+    one = as_type(x, 1.0)
+    no = one - t
+    size = fabs(x)
+    e = exp_of(-size, k, low, None)
+    far = near_inverse(one + e)
+    near = e * far
+    below = x < zero
+    side = choose(below, t, no)
+    other = choose(below, no, t)
+    slope = side * far - other * near
+    return side * size + log1p_of(e), choose(below, zero - slope, slope)
+
+
+@part
+def compute_near(call, x, t, out, has_out, piece, length):
+    # What compute_points and block_sum do; out: the logits' memory, or none of theirs.
+    stay_apart()
+    zero = as_type(x[0], 0.0)
+    scale = as_type(zero, call.scale)
+    first = piece * POINTS
+    k, low = power_of(0.0, zero, None)
+    lanes = stack(LANES, 0.0)
+    own_values = stack(LANES, zero)
+    own_g = stack(LANES, zero)
+    doubles = pointer_at(call.out_rows, 0.0)
+    floats = pointer_at(call.out_rows, _F32)
+    for j in range(LANES):
+        lanes[j] = 0.0
+    for i in range(0, length, LANES):
+        p = moved(x, i)
+        q = moved(t, i)
+        for j in range(LANES):
+            own_values[j], own_g[j] = compute_plain_point(p[j], q[j], k, low)
+        if has_out:
+            g = moved(out, i)
+            for j in range(LANES):
+                g[j] = scale * own_g[j]
+        if call.summed != 0:
+            for j in range(LANES):
+                lanes[j] += np.float64(own_values[j])
+        elif call.out_rows_is_double != 0:
+            for j in range(LANES):
+                doubles[first + i + j] = np.float64(own_values[j])
+        else:
+            for j in range(LANES):
+                floats[first + i + j] = own_values[j]
+    if call.summed != 0:
+        doubles[piece] = fold_sum(lanes)
+
+
+@part
+def is_done_near(call, cursor, piece, length, zero, room):
+    # With subnormals on, which they are again afterwards.
+    stay_apart()
+    if not are_near(call, cursor, length, zero):
+        return False
+    x = pointer_at(cursor.logits, zero)
+    t = targets_near(call, cursor, length, zero, room)
+    if has_far_near(x, t, length):
+        return False
+    subnormals(False)
+    compute_near(call, x, t, pointer_at(cursor.out_map, zero), call.out_map.rows.data != 0, piece,
+                 length)
+    subnormals(True)
+    return True
+
+
+# ---- the walk ------------------------------------------------------------------------------------
+
+
 @beyond_plain(False)
 def walk_points(call, lo, hi, zero, control, cursor, room):
     stay_apart()
@@ -341,6 +483,10 @@ def walk_points(call, lo, hi, zero, control, cursor, room):
         length = lesser(POINTS, call.n_points - first)
         cursor_start(cursor, call, first)
         subnormals(True)
+        if is_done_near(call, cursor, piece, length, zero, room):
+            if tick(control, length):
+                return True
+            continue
         load_points(call, cursor, length, zero, room)
         has_far = prepare_points(call, length, zero, room)
         subnormals(False)
