@@ -160,7 +160,16 @@ CASES = {
         lambda level: sx.cross_entropy_grad_hess(np.zeros((2, 3)), [0, 3], backend=level.backend)),
     "diagnose": (each(lambda z, y, options: sx.diagnose(z, y)), lambda level: sx.diagnose(1)),
     "explain": (plans, lambda level: sx.explain((2, 3), "float32", backend="none such")),
+    "finish_row_stats": (
+        each(lambda z, y, options: sx.finish_row_stats(
+            sx.row_stats(z, y, **options), y, label_smoothing=0.1, z_loss=1e-3)),
+        lambda level: sx.finish_row_stats(1, [0])),
     "get_num_threads": (lambda level: sx.get_num_threads(), None),
+    "grad_from_row_stats": (
+        each(lambda z, y, options: [sx.grad_from_row_stats(
+            z, y, sx.row_stats(z, y, **options), label_smoothing=smoothing, **options)
+            for smoothing in (0.0, 0.1)]),
+        lambda level: sx.grad_from_row_stats(np.zeros((2, 3)), [0, 1], 1)),
     "log_softmax": (each(lambda z, y, options: sx.log_softmax(z, **options)),
                     lambda level: sx.log_softmax(np.zeros((2, 0)), backend=level.backend)),
     "logsumexp": (each(lambda z, y, options: sx.logsumexp(z, **options)),
@@ -169,7 +178,14 @@ CASES = {
         each(lambda z, y, options: sx.mean_divisor(
             y, class_weight=np.linspace(1e-310, 1, z.shape[1]), sample_weight=y + 1e-310)),
         lambda level: sx.mean_divisor([0, 5], class_weight=[1.0])),
+    "merge_row_stats": (
+        each(lambda z, y, options: sx.merge_row_stats(
+            sx.row_stats(z, y, **options),
+            sx.row_stats(z, y, class_offset=z.shape[1], **options))),
+        lambda level: sx.merge_row_stats(1, 2)),
     "register_threadpoolctl": (threadpoolctl, None),
+    "row_stats": (each(lambda z, y, options: sx.row_stats(z, y, softcap=30.0, **options)),
+                  lambda level: sx.row_stats(np.zeros((2, 0)), [0, 1], backend=level.backend)),
     "set_backend": (backends_in_turn, lambda level: sx.set_backend("none such")),
     "set_num_threads": (threads_in_turn, lambda level: sx.set_num_threads(0)),
     "show_versions": (lambda level: in_silence(sx.show_versions), None),

@@ -8,15 +8,15 @@ import mpmath
 import numpy as np
 import pytest
 
+from softxent._exact import add_log1p, odd_float32, sums, times
 from softxent.backends._contract import Call, Op
-from softxent.backends.reference.exact import add_log1p, odd_float32, sums, times
 from softxent.backends.reference.rows import BLOCK, RowsTask, _Scaling
 
 INF, NAN = np.inf, np.nan
 #: Every option at once.
 ALL = {"smoothing": 0.1, "temperature": 1.7, "softcap": 30.0, "z_loss": 1e-3}
 #: Operations with one number a row, and no array of the logits' shape.
-ROWS_ONLY = (Op.LOGSUMEXP, Op.ENTROPY, Op.RANK)
+ROWS_ONLY = (Op.LOGSUMEXP, Op.BELOW, Op.ENTROPY, Op.RANK)
 #: Operations on rows of classes; the other, on single logits, is test_sigmoid.py's.
 OF_ROWS = [op for op in Op if op is not Op.SIGMOID]
 #: By what they take as targets.

@@ -7,6 +7,13 @@ from softxent._diagnose import diagnose
 from softxent._explain import explain
 from softxent._info import show_versions
 from softxent._plan import BackendUnavailableError, Plan, available_backends, set_backend
+from softxent._row_stats import (
+    RowStats,
+    finish_row_stats,
+    grad_from_row_stats,
+    merge_row_stats,
+    row_stats,
+)
 from softxent._threads import get_num_threads, register_threadpoolctl, set_num_threads
 from softxent._warmup import warmup
 from softxent.losses.cross_entropy import cross_entropy, cross_entropy_with_grad
@@ -36,6 +43,7 @@ from softxent.pieces import (
 __all__ = [
     "BackendUnavailableError",
     "Plan",
+    "RowStats",
     "accuracy",
     "available_backends",
     "cross_entropy",
@@ -45,17 +53,21 @@ __all__ = [
     "distillation_loss",
     "distillation_loss_with_grad",
     "explain",
+    "finish_row_stats",
     "focal_loss",
     "focal_loss_with_grad",
     "get_num_threads",
+    "grad_from_row_stats",
     "kl_divergence",
     "kl_divergence_with_grad",
     "log_softmax",
     "logsumexp",
     "mean_divisor",
+    "merge_row_stats",
     "nll_loss",
     "nll_loss_with_grad",
     "register_threadpoolctl",
+    "row_stats",
     "set_backend",
     "set_num_threads",
     "show_versions",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -103,8 +103,11 @@ def normalise(
     cotangent: ArrayLike | None = None,
     teacher_logits: ArrayLike | None = None,
     hard_weight: float = 0.0,
+    taken: Mapping[str, NDArray[Any]] | None = None,
 ) -> Problem:
     """Check one call of `spec` and describe it.
+
+    `taken`: more arrays of the caller's that no output may share memory with.
 
     Raises
     ------
@@ -123,7 +126,7 @@ def normalise(
     call = Call(spec.op, moved if rows_shape else moved[np.newaxis])
     call_rows = rows_shape or (1,)
 
-    inputs: dict[str, NDArray[Any]] = {}  # what no output may share memory with
+    inputs = dict(taken or {})  # what no output may share memory with
     kind = ""
     if call.has_teacher:
         kind = "logits"
@@ -319,6 +322,51 @@ def normalise_points(
                 check_shares(call, z.ndim)
     key = Key(spec.op, dtype, _order(call.logits), wants_map, "probabilities")
     return Problem(call, key, reduction, d, z.shape, z, None, out, given_out, inputs)
+
+
+def block_of_classes(
+    logits: ArrayLike, targets: ArrayLike, axis: SupportsIndex, class_offset: SupportsIndex,
+    class_weight: ArrayLike | None, ignore_index: SupportsIndex | None,
+) -> tuple[NDArray[np.floating], int, NDArray[np.integer], NDArray[np.bool_], int,
+           NDArray[np.float64] | None]:
+    """Check a block of logits with targets among all classes.
+
+    Returns
+    -------
+    logits, axis, targets
+        As arrays, the axis not negative.
+    counts
+        Which rows are not ignored.
+    class_offset, class_weight
+        The offset as an int, the weights as float64.
+    """
+    z, _ = _logits(logits, targets, "logits")
+    last = _axis(axis, z)
+    rows_shape = z.shape[:last] + z.shape[last + 1 :]
+    if z.shape[last] == 0:
+        raise ValueError(f"a block must have at least one class; axis {last} of {z.shape} has none")
+    y = _targets(targets, ("classes",), z, last, rows_shape)
+    ignored = _ignore_index(ignore_index, y.dtype)
+    counts = np.ones(y.shape, bool) if ignored is None else y != ignored
+    bad = (y < 0) & counts
+    if bad.any():
+        at = np.unravel_index(int(np.argmax(bad)), y.shape)
+        where = f"[{', '.join(map(str, at))}]" if at else ""
+        raise IndexError(f"targets{where} = {y[at]} is no class number: those among all classes "
+                         f"are >= 0; padding? pass ignore_index={y[at]}")
+    try:
+        offset = operator.index(class_offset)
+    except TypeError:
+        raise TypeError(
+            f"class_offset must be an integer, got {type(class_offset).__name__}") from None
+    if offset < 0:
+        raise ValueError(f"class_offset must be >= 0, the number of the block's first class; got "
+                         f"{offset}")
+    v = None
+    if class_weight is not None:
+        v = _weights(class_weight, "class_weight", (z.shape[last],), "one a class of the block")
+        v = v.astype(np.float64)
+    return z, last, y, counts, offset, v
 
 
 def hessian_of(problem: Problem, scale: float, floor: float,

@@ -38,7 +38,7 @@ def execute(plan: Plan, problem: Problem) -> tuple[Any, Any]:
     call = problem.call
     keeps_rows = problem.reduction == "none"
     # One value a row; float64 where it is to be summed unrounded.
-    narrow = keeps_rows and call.logits.itemsize != 8 and call.op is not Op.RANK
+    narrow = keeps_rows and call.logits.itemsize != 8 and call.op not in (Op.RANK, Op.BELOW)
     dtype = np.float32 if narrow else np.float64
     shape = (call.n_rows,) if call.summed else call.logits.shape[:-1]
     rows = call.out_rows = np.empty(shape, dtype)

@@ -33,6 +33,7 @@ class Op(enum.IntEnum):
     LOGSUMEXP = enum.auto()
     SOFTMAX = enum.auto()
     LOG_SOFTMAX = enum.auto()
+    BELOW = enum.auto()  # sum of exp(z - max z) without the first largest itself; float64 rows
     ENTROPY = enum.auto()
     RANK = enum.auto()  # how many classes come before the target, largest logit first
     SOFTMAX_VJP = enum.auto()

@@ -274,6 +274,7 @@ cdef void store_values(const sx_call* call, Rows* rows, int64_t first) noexcept 
 cdef void head(const sx_call* call, Rows* rows, int64_t first,
                const scaling* scale) noexcept nogil:
     # From the sums to the rows' values, and to the map's numbers.
+    cdef int64_t j
     if call.op == FOCAL:
         focus_rows(rows, call.gamma, scale)
     if call.op == SQUARED_ERROR:
@@ -291,6 +292,9 @@ cdef void head(const sx_call* call, Rows* rows, int64_t first,
         head_entropy(rows, scale)
     else:
         head_piece(rows, scale)
+        if call.op == BELOW:
+            for j in range(GROUP):
+                rows.value[j] = rows.apart[j]
     store_values(call, rows, first)
 
 

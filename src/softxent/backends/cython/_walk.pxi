@@ -172,6 +172,7 @@ cdef enum:
     LOGSUMEXP
     SOFTMAX
     LOG_SOFTMAX
+    BELOW
     ENTROPY
     RANK
     SOFTMAX_VJP

@@ -56,7 +56,7 @@ class Task:
 
 
 #: What plain walks compute (`_layout.PlainCall`).
-_PLAIN = {Op.CROSS_ENTROPY, Op.LOGSUMEXP, Op.SOFTMAX, Op.LOG_SOFTMAX}
+_PLAIN = {Op.CROSS_ENTROPY, Op.LOGSUMEXP, Op.SOFTMAX, Op.LOG_SOFTMAX, Op.BELOW}
 
 
 def _walk_of(op: Op, is_wide: bool, has_shares: bool, has_options: bool,

@@ -35,6 +35,7 @@ from softxent.backends.numba._layout import GROUP
 from softxent.backends.numba._load import load_real
 from softxent.backends.numba._reduce import reduce_slow
 from softxent.backends.numba._rows import (
+    BELOW,
     ENTROPY,
     FAST,
     FOCAL,
@@ -346,6 +347,9 @@ def head(call, rows, first, scale):
         head_entropy(call, rows, scale)
     else:
         head_piece(rows, scale)
+        if call.op == BELOW:
+            for j in range(GROUP):
+                rows.value[j] = rows.apart[j]
     subnormals(True)
     store_values(call, rows, first)
     subnormals(False)

@@ -73,7 +73,7 @@ class PlainCall(Call):
     """A call of a plain walk, which lacks what the default path of a loss never meets.
 
     That is: class numbers as targets or none, no label smoothing, softcap or z-loss; cross-entropy,
-    logsumexp, softmax and log_softmax.
+    logsumexp, softmax, log_softmax and the sum below the largest.
     """
 
 

@@ -57,7 +57,7 @@ NAN = float("nan")
 
 # backends/_contract.py's Op: the losses, then the pieces.
 CROSS_ENTROPY, FOCAL, KL, SQUARED_ERROR, NLL, SIGMOID, HESSIAN, DISTILLATION = range(8)
-LOGSUMEXP, SOFTMAX, LOG_SOFTMAX, ENTROPY, RANK, SOFTMAX_VJP = range(8, 14)
+LOGSUMEXP, SOFTMAX, LOG_SOFTMAX, BELOW, ENTROPY, RANK, SOFTMAX_VJP = range(8, 15)
 
 FAST = 0  # by pieces
 SLOW = 1  # one term at a time

@@ -80,8 +80,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from softxent.backends._contract import POINTS, Call, Native, Op
-from softxent.backends.reference.exact import (
+from softxent._exact import (
     TANH_NEAR,
     Float64s,
     add_log1p,
@@ -93,10 +92,11 @@ from softxent.backends.reference.exact import (
     times,
     two_sum,
 )
+from softxent.backends._contract import POINTS, Call, Native, Op
 
 Bools: TypeAlias = NDArray[np.bool_]
 Columns: TypeAlias = NDArray[np.intp]  # a class of each row
-Pair: TypeAlias = tuple[Float64s, Float64s | None]  # high and low part of a number; see exact.py
+Pair: TypeAlias = tuple[Float64s, Float64s | None]  # high and low part of a number; see _exact.py
 Rows: TypeAlias = tuple[Any, ...]  # an index that selects some rows of an array of the rows' shape
 
 #: Elements in a block of rows, and classes in a block of one long row: 512 KiB of float64, of which
@@ -192,6 +192,9 @@ class RowsTask:
             block.reduce(first)
             lse = add_log1p(*block.m, first.other())
             self._store_rows(block.rows, np.where(np.isinf(block.largest), block.largest, lse))
+        elif op is Op.BELOW:
+            block.reduce(first)
+            self._store_rows(block.rows, np.where(block.without_result, np.nan, first.other()))
         elif op is Op.ENTROPY:
             # Where e underflows nothing is left, however large m - z is.
             gap = _Sum(lambda classes, d, e: times(e, -d))
