@@ -19,8 +19,9 @@ def warmup(
     """Compile what later calls would compile, or load it from the cache.
 
     Only the Numba backend compiles, once a machine (see `SOFTXENT_CACHE_DIR`): 4 to 7 s a dtype for
-    what cross-entropy does by default, twice that for other losses and options, and again with a
-    temperature. Call it before forking, or before a clock is started.
+    what cross-entropy does by default, twice that for other losses and options, again with a
+    temperature, and three times that for distillation. Call it before forking, or before a clock is
+    started.
 
     Parameters
     ----------

@@ -160,6 +160,29 @@ cdef void reduce_parts(Distillation* d, int64_t j, const real* x, const real* u,
     sx_two_sum(&d.cross[j], &d.cross_carry[j], cross)
 
 
+cdef void gaps_columns(Distillation* d, int64_t classes, const real* x, const real* u,
+                       const sx_scale* scale) noexcept nogil:
+    # C <= 64: class k of row j at k GROUP + j.
+    cdef real k_of[GROUP]
+    cdef real low_of[GROUP]
+    cdef real top_z[GROUP]
+    cdef real top_u[GROUP]
+    cdef double e
+    cdef int64_t i, j
+    for j in range(GROUP):
+        power_of(d.of_teacher.n[j] - MIX_POWER, &k_of[j], &low_of[j], scale)
+        top_z[j] = <real>d.of_student.top[j]
+        top_u[j] = <real>d.of_teacher.top[j]
+    for i in range(classes):
+        for j in range(GROUP):
+            e = <double>exp_of(u[i * GROUP + j], k_of[j], low_of[j], scale)
+            add(<real*>NULL, &d.mix[j], &d.mix_carry[j], e * gap_of(u[i * GROUP + j], top_u[j]))
+            add(<real*>NULL, &d.cross[j], &d.cross_carry[j], e * gap_of(x[i * GROUP + j], top_z[j]))
+        for j in range(GROUP):
+            d.impossible[j] = 1.0 if (x[i * GROUP + j] == <real>-INFINITY) & (
+                u[i * GROUP + j] != <real>-INFINITY) else d.impossible[j]
+
+
 cdef int gaps_slow(Distillation* d, int64_t j, const sx_scale* scale,
                    sx_control* control) noexcept nogil:
     # After reduce_slow of both.
@@ -294,9 +317,9 @@ cdef void map_hard(Distillation* d, int64_t j, const real* x, real* out, int64_t
         out[y - k0] = <real>d.of_hard.apart[j]
 
 
-cdef int map_parts_slow(const sx_call* call, Distillation* d, int64_t j, const sx_scale* scale,
-                        sx_control* control) noexcept nogil:
-    # A whole row that is not FAST.
+cdef int map_parts_slow(const sx_call* call, Distillation* d, int64_t j, char* g, int64_t g_stride,
+                        int64_t g_kind, const sx_scale* scale, sx_control* control) noexcept nogil:
+    # A whole row that is not FAST; the student's logits and g may be the same memory.
     cdef sx_unit unit
     cdef int64_t k
     cdef double value, z, u, k_z, low_z, k_u, low_u, k_hard, low_hard
@@ -323,15 +346,96 @@ cdef int map_parts_slow(const sx_call* call, Distillation* d, int64_t j, const s
                 value += (times(exp_of(z - d.of_hard.moved[j], k_hard, low_hard, &unit),
                                 d.of_hard.a[j])
                           + beside(&d.hard, &d.of_hard, j, 0.0, k))
-        sx_store_real(d.of_student.g[j] + k * call.out_map.class_stride, call.out_map.rows.type,
-                      value)
+        sx_store_real(g + k * g_stride, g_kind, value)
         if (k & 65535) == 65535 and sx_tick(control, 65536):
             return SX_STOPPED
     sx_float_subnormals(False)
     return 0
 
 
+cdef void map_columns_parts(const sx_call* call, Distillation* d, const real* hard, const real* u,
+                            real* e) noexcept nogil:
+    # From kept e of the student and the teacher (u) to the result, in e; hard: cross-entropy's, or
+    # NULL.
+    cdef real a[GROUP]
+    cdef real b[GROUP]
+    cdef real has[GROUP]
+    cdef int64_t i, j
+    for j in range(GROUP):
+        a[j] = <real>d.of_student.a[j]
+        b[j] = <real>d.of_teacher.a[j]
+        has[j] = 1.0 if has_hard(d, j, FAST) else 0.0
+    for i in range(call.n_classes):
+        for j in range(GROUP):
+            e[i * GROUP + j] = (fma_of(e[i * GROUP + j], a[j], <real>0.0)
+                                + fma_of(u[i * GROUP + j], b[j], <real>0.0))
+        if hard != NULL:
+            for j in range(GROUP):
+                e[i * GROUP + j] += hard[i * GROUP + j] if has[j] > 0 else <real>0.0
+
+
+cdef inline bint is_wide_pair(Distillation* d, int64_t j) noexcept nogil:
+    return not (is_narrow(d.of_student.a[j]) and is_narrow(d.of_teacher.a[j]))
+
+
+cdef void map_wide_columns(const sx_call* call, Distillation* d, const real* u,
+                           real* e) noexcept nogil:
+    # Rows whose factors need float64: done before all, their factors then 1 and 0.
+    cdef int64_t i, j
+    for j in range(d.of_student.count):
+        if d.of_student.lane[j] != FAST or not is_wide_pair(d, j):
+            continue
+        for i in range(call.n_classes):
+            e[i * GROUP + j] = <real>(times(e[i * GROUP + j], d.of_student.a[j])
+                                      + times(u[i * GROUP + j], d.of_teacher.a[j]))
+        d.of_student.a[j] = 1.0
+        d.of_teacher.a[j] = 0.0
+
+
 # ---- the walk
+
+cdef int walk_small_group(const sx_call* call, Distillation* d, int64_t first,
+                          const sx_scale* scale, sx_control* control, char* room,
+                          real* unused) noexcept nogil:
+    # C <= 64: tiles in which rows are neighbours.
+    cdef sx_unit unit
+    cdef int64_t i, j, classes = call.n_classes, stride = GROUP * sizeof(real)
+    cdef int64_t kind = SX_TYPE_FLOAT | sizeof(real)
+    cdef real* e = <real*>(room + ROOM_LOGITS)
+    cdef real* x = e + GROUP * SMALL
+    cdef real* teacher_e = x + GROUP * SMALL
+    cdef real* u = teacher_e + GROUP * SMALL
+    cdef real* hard = <real*>(room + ROOM_SOFT)
+    cdef real* unweighted = hard + GROUP * SMALL
+    gather(&d.student.logits, d.of_student.z, d.of_student.count, 0, classes, 1, GROUP, x)
+    gather(&d.teacher.logits, d.of_teacher.z, d.of_student.count, 0, classes, 1, GROUP, u)
+    for j in range(GROUP):
+        if j >= d.of_student.count or d.of_student.lane[j] == SKIPPED:
+            for i in range(classes):
+                x[i * GROUP + j] = 0
+                u[i * GROUP + j] = 0
+    reduce_columns(&d.of_student, classes, x, e, scale)
+    reduce_columns(&d.of_teacher, classes, u, teacher_e, scale)
+    gaps_columns(d, classes, x, u, scale)
+    if d.share > 0.0:
+        reduce_columns(&d.of_hard, classes, x, hard, &unit)
+        if d.hard.smoothing > 0.0:
+            reduce_soft_columns(&d.hard, &d.of_hard, x, <const real*>NULL, unweighted)
+    if finish_parts(call, d, first, unused, scale, control):
+        return SX_STOPPED
+    if call.out_map.rows.data == NULL:
+        return 0
+    if d.share > 0.0:
+        map_columns(&d.hard, &d.of_hard, x, <const real*>NULL, <real*>NULL, hard, &unit)
+    map_wide_columns(call, d, teacher_e, e)
+    map_columns_parts(call, d, hard if d.share > 0.0 else <const real*>NULL, teacher_e, e)
+    for j in range(d.of_student.count):
+        if d.of_student.lane[j] != FAST and map_parts_slow(
+                call, d, j, <char*>(e + j), stride, kind, scale, control):
+            return SX_STOPPED
+    scatter(&call.out_map, d.of_student.g, d.of_student.count, 0, classes, 1, GROUP, e)
+    return 0
+
 
 cdef int walk_group(const sx_call* call, Distillation* d, int64_t first, const sx_scale* scale,
                     sx_control* control, char* room, real* unused) noexcept nogil:
@@ -357,7 +461,8 @@ cdef int walk_group(const sx_call* call, Distillation* d, int64_t first, const s
         return 0
     for j in range(d.of_student.count):
         if d.of_student.lane[j] != FAST:
-            if map_parts_slow(call, d, j, scale, control):
+            if map_parts_slow(call, d, j, d.of_student.g[j], call.out_map.class_stride,
+                              call.out_map.rows.type, scale, control):
                 return SX_STOPPED
             continue
         for b in range(blocks_of(classes)):
@@ -383,13 +488,19 @@ cdef int64_t walk_distillation(const sx_call* call, int64_t lo, int64_t hi, sx_c
     cdef Distillation* d = <Distillation*>calloc(1, sizeof(Distillation))
     cdef int64_t i = lo, together = min(max(NEAR // (2 * call.n_classes), 1), GROUP)
     cdef int stopped = 0
+    if call.n_classes <= SMALL:
+        together = GROUP
     if d == NULL:
         sx_lack_memory(call)
         return SX_STOPPED
     start_parts(call, d, lo)
     while i < hi and not stopped:
         load_parts(d, min(hi - i, together))
-        stopped = walk_group(call, d, i, scale, control, sx_room(), unused)
+        if call.n_classes <= SMALL:
+            stopped = walk_small_group(call, d, i, scale, control, sx_room(), unused)
+            stopped = stopped or sx_tick(control, 2 * d.of_student.count * call.n_classes)
+        else:
+            stopped = walk_group(call, d, i, scale, control, sx_room(), unused)
         i += d.of_student.count
     free(d)
     return SX_STOPPED if stopped else 0

@@ -22,6 +22,7 @@ from softxent.backends.numba._head import finish_reduce, or_nan, store_values, s
 from softxent.backends.numba._jit import (
     address_of,
     as_type,
+    choose,
     fabs,
     fma,
     inlined,
@@ -33,13 +34,23 @@ from softxent.backends.numba._jit import (
 )
 from softxent.backends.numba._layout import GROUP, Call, Cursor, Matrix, PlainCall, Rows
 from softxent.backends.numba._load import cursor_start, greater, lesser, load_real, store_real
-from softxent.backends.numba._map import beside, is_narrow, map_mixed, map_run
+from softxent.backends.numba._map import (
+    beside,
+    is_narrow,
+    kind_of,
+    map_columns,
+    map_mixed,
+    map_run,
+)
 from softxent.backends.numba._reduce import (
+    add,
     counted,
     fold_sum,
     gap_of,
     reduce_block,
+    reduce_columns,
     reduce_slow,
+    reduce_soft_columns,
     slow_gap,
 )
 from softxent.backends.numba._rows import (
@@ -55,16 +66,23 @@ from softxent.backends.numba._rows import (
     POISONED,
     ROOM_BLOCK,
     ROOM_CAPPED,
+    ROOM_LOGITS,
     ROOM_OUT,
+    ROOM_SOFT,
     ROOM_TARGETS,
     SKIPPED,
     SLOW,
+    SMALL,
     SOFTMAX,
     block_length,
     blocks_of,
+    clear_unused,
+    gather,
+    is_single,
     load_rows,
     room_at,
     row_block,
+    scatter,
     store_block,
     tick,
 )
@@ -244,6 +262,30 @@ def reduce_parts(d, j, x, u, k0, length, scale, room):
 
 
 @part
+def gaps_columns(d, classes, x, u, scale):
+    # C <= 64: class k of row j at k GROUP + j.
+    stay_apart()
+    zero = as_type(x[0], 0.0)
+    k_of = stack(GROUP, zero)
+    low_of = stack(GROUP, zero)
+    top_z = stack(GROUP, zero)
+    top_u = stack(GROUP, zero)
+    for j in range(GROUP):
+        k_of[j], low_of[j] = power_of(d.of_teacher.n[j] - MIX_POWER, zero, scale)
+        top_z[j] = as_type(zero, d.of_student.top[j])
+        top_u[j] = as_type(zero, d.of_teacher.top[j])
+    for i in range(classes):
+        p = moved(u, i * GROUP)
+        q = moved(x, i * GROUP)
+        for j in range(GROUP):
+            e = np.float64(exp_of(p[j], k_of[j], low_of[j], scale))
+            add(zero, d.mix, d.mix_carry, j, e * gap_of(p[j], top_u[j]))
+            add(zero, d.cross, d.cross_carry, j, e * gap_of(q[j], top_z[j]))
+        for j in range(GROUP):
+            d.impossible[j] = choose((q[j] == -INF) & (p[j] != -INF), 1.0, d.impossible[j])
+
+
+@part
 def gaps_slow(d, j, scale, control):
     # After reduce_slow of both.
     stay_apart()
@@ -389,8 +431,8 @@ def map_hard(d, j, x, out, k0, length, room):
 
 
 @part
-def map_parts_slow(call, d, j, scale, control):
-    # A whole row that is not FAST.
+def map_parts_slow(call, d, j, g, g_stride, g_kind, scale, control):
+    # A whole row that is not FAST, to address g; the student's logits and g may be the same memory.
     stay_apart()
     hard = has_hard(d, j, SLOW)
     k_z, low_z = power_of(d.of_student.n[j], 0.0, scale)
@@ -415,14 +457,97 @@ def map_parts_slow(call, d, j, scale, control):
                     value += (times(exp_of(z - d.of_hard.moved[j], k_hard, low_hard, None),
                                     d.of_hard.a[j])
                               + beside(d.hard, d.of_hard, j, 0.0, k))
-        store_real(d.of_student.g[j] + k * call.out_map.class_stride, call.out_map.rows.type, value)
+        store_real(g + k * g_stride, g_kind, value)
         if (k & 65535) == 65535 and tick(control, 65536):
             return True
     subnormals(False)
     return False
 
 
+@part
+def map_columns_parts(call, d, hard, has_hard_part, u, e):
+    # From kept e of the student and the teacher (u) to the result, in e; hard: cross-entropy's.
+    stay_apart()
+    zero = as_type(e[0], 0.0)
+    a = stack(GROUP, zero)
+    b = stack(GROUP, zero)
+    has = stack(GROUP, zero)
+    for j in range(GROUP):
+        a[j] = as_type(zero, d.of_student.a[j])
+        b[j] = as_type(zero, d.of_teacher.a[j])
+        has[j] = as_type(zero, 1.0 if has_hard(d, j, FAST) else 0.0)
+    for i in range(call.n_classes):
+        p = moved(e, i * GROUP)
+        q = moved(u, i * GROUP)
+        for j in range(GROUP):
+            p[j] = fma(p[j], a[j], zero) + fma(q[j], b[j], zero)
+        if has_hard_part:
+            h = moved(hard, i * GROUP)
+            for j in range(GROUP):
+                p[j] += choose(has[j] > zero, h[j], zero)
+
+
+@part
+def map_wide_columns(call, d, u, e):
+    # Rows whose factors need float64: done before all, their factors then 1 and 0.
+    stay_apart()
+    zero = as_type(e[0], 0.0)
+    for j in range(d.of_student.count):
+        if d.of_student.lane[j] != FAST or (is_narrow(d.of_student.a[j])
+                                            and is_narrow(d.of_teacher.a[j])):
+            continue
+        for i in range(call.n_classes):
+            value = (times(np.float64(e[i * GROUP + j]), d.of_student.a[j])
+                     + times(np.float64(u[i * GROUP + j]), d.of_teacher.a[j]))
+            e[i * GROUP + j] = as_type(zero, value)
+        d.of_student.a[j] = 1.0
+        d.of_teacher.a[j] = 0.0
+
+
 # ---- the walk ------------------------------------------------------------------------------------
+
+
+@part
+def walk_small_group(call, d, first, zero, scale, control, room):
+    # C <= 64: tiles in which rows are neighbours.
+    stay_apart()
+    classes = call.n_classes
+    e = room_at(room, ROOM_LOGITS, zero)
+    x = moved(e, GROUP * SMALL)
+    teacher_e = moved(x, GROUP * SMALL)
+    u = moved(teacher_e, GROUP * SMALL)
+    hard = room_at(room, ROOM_SOFT, zero)
+    unweighted = moved(hard, GROUP * SMALL)
+    gather(d.student.logits, d.of_student.z, d.of_student.count, 0, classes, 1, GROUP, x)
+    gather(d.teacher.logits, d.of_teacher.z, d.of_student.count, 0, classes, 1, GROUP, u)
+    clear_unused(d.of_student, classes, x)
+    clear_unused(d.of_student, classes, u)
+    reduce_columns(d.of_student, classes, x, e, scale)
+    reduce_columns(d.of_teacher, classes, u, teacher_e, scale)
+    gaps_columns(d, classes, x, u, scale)
+    if d.share > 0.0:
+        reduce_columns(d.of_hard, classes, x, hard, None)
+        if d.hard.smoothing > 0.0:
+            subnormals(True)
+            reduce_soft_columns(d.hard, d.of_hard, x, x, False, unweighted)
+            subnormals(False)
+    if finish_parts(call, d, first, zero, scale, control):
+        return True
+    if call.out_map.rows.data == 0:
+        return False
+    if d.share > 0.0:
+        map_columns(d.hard, d.of_hard, x, x, False, x, False, hard, None)
+    map_wide_columns(call, d, teacher_e, e)
+    map_columns_parts(call, d, hard, d.share > 0.0, teacher_e, e)
+    kind = kind_of(zero)
+    size = 4 if is_single(zero) else 8
+    for j in range(d.of_student.count):
+        g = address_of(e) + j * size
+        if d.of_student.lane[j] != FAST and map_parts_slow(
+                call, d, j, g, GROUP * size, kind, scale, control):
+            return True
+    scatter(call.out_map, d.of_student.g, d.of_student.count, 0, classes, 1, GROUP, e)
+    return False
 
 
 @part
@@ -460,7 +585,8 @@ def walk_group(call, d, first, zero, scale, control, room):
         return False
     for j in range(d.of_student.count):
         if d.of_student.lane[j] != FAST:
-            if map_parts_slow(call, d, j, scale, control):
+            if map_parts_slow(call, d, j, d.of_student.g[j], call.out_map.class_stride,
+                              call.out_map.rows.type, scale, control):
                 return True
             continue
         for b in range(blocks_of(classes)):
@@ -482,12 +608,18 @@ def walk_group(call, d, first, zero, scale, control, room):
 @part
 def walk_distillation(call, lo, hi, zero, scale, control, d, room):
     stay_apart()
-    together = lesser(greater(NEAR // (2 * call.n_classes), 1), GROUP)
+    is_small = call.n_classes <= SMALL
+    together = GROUP if is_small else lesser(greater(NEAR // (2 * call.n_classes), 1), GROUP)
     start_parts(call, d, lo)
     i = lo
     while i < hi:
         load_parts(d, lesser(hi - i, together))
-        if walk_group(call, d, i, zero, scale, control, room):
+        if is_small:
+            if walk_small_group(call, d, i, zero, scale, control, room):
+                return True
+            if tick(control, 2 * d.of_student.count * call.n_classes):
+                return True
+        elif walk_group(call, d, i, zero, scale, control, room):
             return True
         i += d.of_student.count
     return False

@@ -456,3 +456,13 @@ def block_at(matrix, p, lane, length, room):
 def row_block(call, rows, j, k0, length, room):
     return block_at(call.logits, rows.z[j] + k0 * call.logits.class_stride, rows.lane[j], length,
                     room)
+
+
+@part
+def clear_unused(rows, classes, tile):
+    # Rows whose values must not be used, and those behind the last.
+    stay_apart()
+    for j in range(GROUP):
+        if j >= rows.count or rows.lane[j] == SKIPPED:
+            for i in range(classes):
+                tile[i * GROUP + j] = 0

@@ -101,6 +101,7 @@ from softxent.backends.numba._rows import (
     block_length,
     blocks_of,
     cap,
+    clear_unused,
     gather,
     is_single,
     is_squared,
@@ -182,16 +183,6 @@ def gather_soft(call, rows, k0, length, row_pitch, class_pitch, tile):
 
 
 # ---- the walks: True if stopped ------------------------------------------------------------------
-
-
-@part
-def clear_unused(rows, classes, tile):
-    # Rows whose values must not be used, and those behind the last.
-    stay_apart()
-    for j in range(GROUP):
-        if j >= rows.count or rows.lane[j] == SKIPPED:
-            for i in range(classes):
-                tile[i * GROUP + j] = 0
 
 
 @part
@@ -561,20 +552,22 @@ def walk_any(zero, has_temperature, has_teacher, call, lo, hi, control_address, 
         control.float_state = state
         control.thread = save_thread()
     subnormals(True)
-    if has_teacher is not None:
+    # `is None` leaves the other branch uncompiled; `is not None` does not.
+    if has_teacher is None:
+        if has_temperature is None:
+            if call.op == SOFTMAX_VJP:
+                stopped = walk_vjp(call, lo, hi, zero, control, cursor, room)
+            elif call.op == SIGMOID:
+                stopped = walk_points(call, lo, hi, zero, control, cursor, room)
+            else:
+                stopped = walk(call, lo, hi, zero, None, control, cursor, rows, room)
+        else:
+            scale = scale_by(call.temperature)
+            stopped = walk(call, lo, hi, zero, scale, control, cursor, rows, room)
+    else:
         parts = struct_at(moved(room, AT_PARTS), _DISTILLATION)
         stopped = walk_distillation(call, lo, hi, zero, scale_by(call.temperature), control, parts,
                                     room)
-    elif has_temperature is None:
-        if call.op == SOFTMAX_VJP:
-            stopped = walk_vjp(call, lo, hi, zero, control, cursor, room)
-        elif call.op == SIGMOID:
-            stopped = walk_points(call, lo, hi, zero, control, cursor, room)
-        else:
-            stopped = walk(call, lo, hi, zero, None, control, cursor, rows, room)
-    else:
-        scale = scale_by(call.temperature)
-        stopped = walk(call, lo, hi, zero, scale, control, cursor, rows, room)
     set_float_state(state)
     if control_address == 0:
         restore_thread(control.thread)
