@@ -268,6 +268,29 @@ def test_any_axis_layout_and_place(level, any_dtype, axis):
             assert bits(again) == bits(fresh)
 
 
+def test_rows_of_a_class_of_weight_0(level):
+    """They do not count, whatever they hold, unless there is more to a row than its target."""
+    z, y, v = np.array([[np.nan, 1.0], [0.5, 1.0]]), [1, 0], np.array([1.0, 0.0])
+    for options in ({}, {"label_smoothing": 0.1}, {"z_loss": 0.1}):
+        given_options = {"class_weight": v, "reduction": "none", **options}
+        loss, g = Sharded(level, z, np.array(y), [1], **given_options).results()
+        wanted, g_wanted = sx.cross_entropy_with_grad(z, y, backend=level.backend, **given_options)
+        np.testing.assert_allclose(loss, wanted, rtol=1e-14)
+        np.testing.assert_allclose(g, g_wanted, rtol=1e-14)
+    assert wanted[0] != 0
+
+
+def test_equal_logits_have_equal_gradients(level, dtype):
+    """E3, wherever the target is."""
+    rng = np.random.default_rng(6)
+    for n_classes in (4, 70):
+        z = rng.integers(-3, 3, (40, n_classes)).astype(dtype)
+        z[:, 0] = z[:, 1]
+        y = np.full(40, n_classes - 1)
+        _, g = Sharded(level, z, y, [2], reduction="none").results()
+        assert (g[:, 0] == g[:, 1]).all()
+
+
 def test_one_row(level):
     """1-D logits are one row, whose statistics have no axis."""
     z = np.array([2.0, 0.0, -1.0, 0.5])
@@ -328,6 +351,8 @@ Z, Y = np.zeros((3, 4)), np.array([0, 3, 6])
         sx.row_stats(Z, [0, 1, 2]), [0, 1, 2], reduction="all")),
     (ValueError, "label_smoothing must be within", lambda: sx.finish_row_stats(
         sx.row_stats(Z, [0, 1, 2]), [0, 1, 2], label_smoothing=2)),
+    (ValueError, "temperature must be that of stats, 1; got 2.0", lambda: sx.grad_from_row_stats(
+        Z, [0, 1, 2], sx.row_stats(Z, [0, 1, 2]), temperature=2.0)),
     (ValueError, "stats must be of all classes", lambda: sx.grad_from_row_stats(
         Z, [0, 1, 2], sx.row_stats(Z, [0, 1, 2]), class_offset=4)),
 ])

@@ -31,15 +31,11 @@ from softxent.backends._contract import Op
 from softxent.losses._spec import Spec
 from softxent.losses.cross_entropy import SPEC as CROSS_ENTROPY
 
-#: Of a block: the sum of exponentials below its largest logit, and its own gradient.
+#: Of a block: the sum of exponentials below its largest logit; its softmax, times a row's factor.
 BELOW = Spec("row_stats", Op.BELOW)
-GRADIENT = Spec("grad_from_row_stats", Op.CROSS_ENTROPY, {
-    "classes": ("axis", "ignore_index", "temperature", "softcap"),
-})
+SHARE = Spec("grad_from_row_stats", Op.SOFTMAX)
 #: Elements that are read at a time: 512 KiB of float64.
 CHUNK = 65_536
-#: What stands for an ignored row in the kernel's targets.
-IGNORED = -100
 
 
 @dataclass(frozen=True, eq=False)
@@ -357,7 +353,7 @@ def finish_row_stats(
     problem = _finished(stats, targets, ignore_index=ignore_index,
                         label_smoothing=label_smoothing, z_loss=z_loss,
                         sample_weight=sample_weight, reduction=reduction, divisor=divisor)
-    call, weight = problem.call, _row_weights(problem)
+    call, weight = problem.call, _row_weights(problem, stats)
     smoothing = call.smoothing
     with np.errstate(all="ignore"):
         flat = _Flat(stats)
@@ -382,6 +378,7 @@ def grad_from_row_stats(
     *,
     class_offset: SupportsIndex = 0,
     axis: SupportsIndex = -1,
+    temperature: float | None = None,
     softcap: float | None = None,
     ignore_index: SupportsIndex | None = -100,
     class_weight: ArrayLike | None = None,
@@ -409,8 +406,12 @@ def grad_from_row_stats(
     logits, targets
         The block's, as `row_stats` had them.
     stats : RowStats
-        Of all blocks, merged; its temperature is the logits'.
-    class_offset, axis, softcap, ignore_index, class_weight
+        Of all blocks, merged.
+    class_offset, axis
+        As `row_stats` had them.
+    temperature : float, optional
+        That of `stats`, which None stands for.
+    softcap, ignore_index, class_weight
         As `row_stats` had them.
     label_smoothing, z_loss, sample_weight, reduction, divisor
         As `finish_row_stats`.
@@ -427,8 +428,8 @@ def grad_from_row_stats(
     Raises
     ------
     TypeError, ValueError, IndexError, BackendUnavailableError
-        As `row_stats`, `finish_row_stats` and `cross_entropy_with_grad`; `stats` of other rows, or
-        of fewer classes than the block has.
+        As `row_stats`, `finish_row_stats` and `cross_entropy_with_grad`; `stats` of other rows, of
+        fewer classes than the block has, or at another temperature.
 
     See Also
     --------
@@ -457,20 +458,20 @@ def grad_from_row_stats(
     whole = _finished(stats, targets, ignore_index=ignore_index, label_smoothing=label_smoothing,
                       z_loss=z_loss, sample_weight=sample_weight, reduction=reduction,
                       divisor=divisor, upstream=upstream)
+    if temperature is not None and temperature != stats.temperature:
+        raise ValueError(f"temperature must be that of stats, {stats.temperature:g}; got "
+                         f"{temperature!r}")
     if stats.n_classes < offset + n_classes:
         raise ValueError(
             f"stats must be of all classes: the block ends at {offset + n_classes}, stats have "
             f"{stats.n_classes}; merge those of the other blocks")
-    weight, smoothing = _row_weights(whole), whole.call.smoothing
+    weight, smoothing = _row_weights(whole, stats), whole.call.smoothing
     counts, y = weight != 0.0, y.reshape(-1)
     inside = counts & (y >= offset) & (y < offset + n_classes)
     place = np.where(inside, y - offset, 0).astype(np.intp)
     taken = whole.inputs | ({} if v is None else {"class_weight": np.asarray(class_weight)})
-    # Of the block by itself, at the target or any class: what is not the whole's is mended below.
-    problem = normalise(GRADIENT, z, np.where(counts, place, IGNORED).reshape(stats.max.shape),
-                        axis=last, temperature=stats.temperature, softcap=softcap,
-                        ignore_index=IGNORED, wants_map=True, out=grad_out, out_name="grad_out",
-                        taken=taken)
+    problem = normalise(SHARE, z, axis=last, temperature=stats.temperature, softcap=softcap,
+                        wants_map=True, out=grad_out, out_name="grad_out", taken=taken)
     with np.errstate(all="ignore"):
         flat = _Flat(stats)
         factor: Any = whole.call.scale
@@ -484,10 +485,9 @@ def grad_from_row_stats(
         p = _exp_of_difference(_capped(_at(x, place), problem.call.softcap), flat.max,
                                stats.temperature) / flat.total
         block = _Block(
-            problem, x, flat, counts & flat.lost, place,
+            problem, x, flat, counts & flat.lost, inside, place,
             w=np.where(counts, weight * (factor / stats.temperature), 0.0), mass=hard + rest,
-            apart=np.where(inside, (0.0 - times(hard, flat.others / flat.total)) + times(rest, p),
-                           times(hard + rest, p)))
+            apart=(0.0 - times(hard, flat.others / flat.total)) + times(rest, p))
         plan = select(problem.key, problem.call.n_rows, n_classes, backend, n_threads)
         if smoothing or plan.backend == "numpy":
             return block.write(smoothing / stats.n_classes, v)
@@ -501,13 +501,15 @@ def grad_from_row_stats(
 class _Block:
     """One block's part of the gradient: w J (A p - B), with what its rows have of the whole.
 
-    `mass` is A, and `apart` what stands for A p - B at `place`, smoothing's B aside.
+    `mass` is A, and `apart` what stands for A p - B at a target `inside`, at `place`, smoothing's B
+    aside.
     """
 
     problem: Problem
     x: NDArray[np.floating]
     flat: _Flat
     lost: NDArray[np.bool_]
+    inside: NDArray[np.bool_]
     place: NDArray[np.intp]
     w: Float64s
     mass: Float64s
@@ -522,17 +524,17 @@ class _Block:
         share = _exp_of_difference(_capped(_largest(self.x), call.softcap), flat.max,
                                    call.temperature) / flat.total
         share *= 1.0 + np.asarray(evaluate(below, backend, n_threads)[0]).reshape(-1)
+        factor = times(share, times(self.w, self.mass))
         here = (share > 0.0) & ~self.lost & (self.w != 0.0)
         entry = times(times(self.apart, self.w), _slope(_at(self.x, self.place), call.softcap))
-        call.scale = 1.0
         rows = call.logits.shape[:-1]
-        call.upstream = np.where(here, times(share, times(self.w, self.mass)), 0.0).reshape(rows)
-        call.targets = np.where(here, self.place, IGNORED).reshape(rows)
+        call.scale = 1.0
+        call.upstream = np.where(here, factor, 0.0).reshape(rows)
+        call.sample_weight = here.reshape(rows)  # the others are 0
         result: NDArray[np.floating] = evaluate(self.problem, backend, n_threads)[1]
         g = self._out(result)
-        counts = self.w != 0.0
-        at = np.unravel_index(np.flatnonzero(counts), rows)
-        g[(*at, self.place[counts])] = entry[counts].astype(g.dtype)
+        at = np.unravel_index(np.flatnonzero(self.inside), rows)
+        g[(*at, self.place[self.inside])] = entry[self.inside].astype(g.dtype)
         g[np.unravel_index(np.flatnonzero(self.lost), rows)] = np.nan
         return result
 
@@ -548,7 +550,8 @@ class _Block:
             p = _exp_of_difference(_capped(z, cap), flat.max[rows, None], problem.call.temperature)
             terms = times(p / flat.total[rows, None], self.mass[rows, None])
             place = self.place[rows]
-            here = np.flatnonzero((place >= classes.start) & (place < classes.stop))
+            here = np.flatnonzero(
+                self.inside[rows] & (place >= classes.start) & (place < classes.stop))
             terms[here, place[here] - classes.start] = self.apart[rows][here]
             terms -= share if v is None else share * v[classes]
             terms = times(times(terms, _slope(z, cap)), self.w[rows, None])
@@ -601,7 +604,7 @@ def _finished(stats: RowStats, targets: ArrayLike, **options: Any) -> Problem:
     _check(stats)
     zeros = np.broadcast_to(np.zeros((), stats.dtype), (*stats.max.shape, stats.n_classes))
     problem = normalise(CROSS_ENTROPY, zeros, targets, wants_map="upstream" in options, **options)
-    weight = _row_weights(problem)
+    weight = _row_weights(problem, stats)
     missing = (weight != 0.0) & ~stats.has_target.reshape(-1)
     if missing.any():
         first = np.unravel_index(int(np.argmax(missing)), stats.max.shape)
@@ -619,16 +622,21 @@ def _finished(stats: RowStats, targets: ArrayLike, **options: Any) -> Problem:
     return problem
 
 
-def _row_weights(problem: Problem) -> Float64s:
+def _row_weights(problem: Problem, stats: RowStats) -> Float64s:
     """Return the sample weights, 0 for rows that do not count."""
     call = problem.call
     assert call.targets is not None
-    weight = np.ones(call.targets.shape)
+    weight: Float64s = np.ones(call.targets.shape)
     if call.sample_weight is not None:
         weight = call.sample_weight.astype(np.float64)
     if call.ignore_index is not None:
         weight = np.where(call.targets == call.ignore_index, 0.0, weight)
-    return weight.reshape(-1)
+    weight = weight.reshape(-1)
+    if not call.smoothing and not call.z_loss:
+        # Its target's term is all there is: of a class of weight 0 the row does not count.
+        found = stats.has_target & (stats.target_weight == 0.0)
+        weight = np.where(found.reshape(-1), 0.0, weight)
+    return weight
 
 
 # ---- numbers -------------------------------------------------------------------------------------

@@ -101,7 +101,8 @@ class Call:
     class_weight_mean
         The mean of `class_weight` (1.0 where that is None), if there is smoothing.
     upstream
-        rows, a real dtype; or None for 1. Multiplies the gradient of its row.
+        rows, a real dtype; or None for 1. Multiplies the gradient of its row; `Op.SOFTMAX`: the
+        probabilities.
     scale
         Multiplies every gradient: scalar upstream / (divisor temperature). `Op.DISTILLATION`: /
         divisor.

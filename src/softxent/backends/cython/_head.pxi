@@ -229,7 +229,7 @@ cdef void head_piece(Rows* rows, const scaling* scale) noexcept nogil:
         rows.low[j] = low * inverse_of(scale) + or_nan(sx_log_reduced(f, k), total)
         # Not high + low: near 0 they cancel. S 2^n has one exponent, S's and n.
         rows.value[j] = rows.moved[j] * inverse_of(scale) + or_nan(sx_log_reduced(f, k + rows.n[j]), total)
-        rows.a[j] = 1.0 / total
+        rows.a[j] = rows.w[j] / total
         rows.apart[j] = others / rows.e_top[j]
 
 

@@ -265,9 +265,9 @@ cdef void map_columns(const sx_call* call, Rows* rows, const real* x, const real
                 e[i * GROUP + j] = fma_of(e[i * GROUP + j], a[j], <real>0.0) * slope[i * GROUP + j]
         for j in range(GROUP):
             a[j] = 1.0
-    if classes == 1 and call.op == SOFTMAX:
+    if classes == 1 and call.op == SOFTMAX and slope == NULL:
         for j in range(GROUP):
-            e[j] = <real>1.0 if rows.a[j] == rows.a[j] else <real>NAN    # exactly
+            e[j] = <real>rows.w[j] if rows.a[j] == rows.a[j] else <real>NAN    # 1, exactly
         return
     for i in range(classes):
         for j in range(GROUP):

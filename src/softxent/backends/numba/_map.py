@@ -332,9 +332,9 @@ def map_columns(call, rows, x, t, has_t, slope, has_slope, e, scale):
                 e[at] = fma(e[at], a[j], zero) * slope[at]
         for j in range(GROUP):
             a[j] = 1.0
-    if classes == 1 and call.op == SOFTMAX:
+    if classes == 1 and call.op == SOFTMAX and not has_slope:
         for j in range(GROUP):
-            e[j] = 1.0 if rows.a[j] == rows.a[j] else NAN  # exactly
+            e[j] = as_type(zero, rows.w[j]) if rows.a[j] == rows.a[j] else NAN  # 1, exactly
         return
     for i in range(classes):
         at_class = as_type(zero, i)

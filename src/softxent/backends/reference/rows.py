@@ -208,6 +208,10 @@ class RowsTask:
             for classes in block.walk():
                 _, p = block.shifted(classes)
                 p /= total[:, None]
+                if self._upstream is not None:
+                    p = times(p, self._upstream[block.rows].astype(np.float64)[:, None])
+                if self._call.softcap:
+                    p = times(p, self._scaling.slope(block.read(classes)))
                 self._store_map(block.rows, classes, p)
         else:
             block.reduce(first)
