@@ -193,8 +193,9 @@ def normalise(
             )
     if wants_map:
         up = _upstream(upstream, reduction, rows_shape)
-        # The temperature is the chain rule's. A scalar, and an array filled with it: the same bits.
-        inverse = 1.0 if call.has_teacher else 1.0 / call.temperature
+        # The temperature is the chain rule's, of losses (distillation has its own). A scalar and an
+        # array filled with it give the same bits.
+        inverse = 1.0 / call.temperature if spec.targets and not call.has_teacher else 1.0
         if isinstance(up, float):
             call.scale = up / d * inverse if d else 0.0
         else:
