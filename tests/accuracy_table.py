@@ -49,6 +49,7 @@ OPTION_BOUNDS = {
     "distillation": ("A9", "eps sum |terms|", 8.0, 16.0),
     "squared error": ("A9", "eps sum |terms|", 8.0, 16.0),
     "binary cross-entropy": ("A9", "eps sum |terms|", 8.0, 16.0),
+    "Hessian": ("A9", "eps sum |terms|", 8.0, 16.0),
     "gradient": BOUNDS["gradient"],
     "gradient below F": BOUNDS["gradient below F"],
     "other gradient": ("A6", "eps (|A| p + |B|)", 4.0, 8.0),
@@ -227,6 +228,11 @@ SETTINGS = {
 POINTS = {
     "sigmoid": _setting("probabilities", loss="sigmoid_binary_cross_entropy"),
     "sigmoid, weights": _setting("probabilities", True, True, "sigmoid_binary_cross_entropy"),
+}
+#: The same of cross-entropy's Hessian.
+HESSIANS = {
+    "Hessian": _setting(),
+    "Hessian, everything": _setting("probabilities", True, label_smoothing=0.2, temperature=0.6),
 }
 #: What `measure_options` knows beside them: the pieces, at a temperature.
 PIECES = {f"pieces, temperature {value:g}": value for value in (0.7, 1.0, 3.0, 1e5)}
@@ -488,6 +494,27 @@ def look_at_setting(worst: dict[str, Worst], case: rows.Case, setting: Setting, 
     see_gradient(worst, case, g, true, setting.quantities)
 
 
+def observe_hessian(worst: dict[str, Worst], case: rows.Case, backend: str, setting: Setting,
+                    dtype: str) -> None:
+    """Evaluate cross-entropy's Hessian over a case, as logits of `dtype`; note its errors."""
+    options, targets = {**dict(setting.options), **setting.arrays(case)[0]}, setting.targets(case)
+    z = case.logits.astype(storage(dtype))
+    h = sx.cross_entropy_grad_hess(z, targets, backend=backend, **options)[2]
+    assert h.dtype == z.dtype
+
+    def look(fresh: dict[str, Worst]) -> None:
+        true, scale = truth.hessian(case.logits, targets, **options)
+        masses = truth.hessian_masses(targets, z.shape[1], **options)
+        allowed = 2 * z.shape[1] * truth.LD(truth.F[case.dtype]) * (1 + masses)[:, None]
+        if dtype in FORMATS:
+            allowed = allowed + truth.spacing(true + allowed, dtype) / 2
+        over = np.isinf(h.astype(float)) & (true >= truth.largest(dtype))
+        errors = beyond(h, true, dtype, allowed, truth.EPS[case.dtype] * scale)
+        fresh["Hessian"].see(np.where(over, 0, errors), case)
+
+    observe_once(worst, (case.name, dtype, "Hessian", setting), (h,), look)
+
+
 def observe_pieces(worst: dict[str, Worst], case: rows.Case, backend: str, temperature: float,
                    dtype: str) -> None:
     """Evaluate the pieces at a temperature over a case, as logits of `dtype`; note their errors."""
@@ -552,7 +579,9 @@ def measure_options(backend: str, isa: str, dtype: str, name: str) -> dict[str, 
     worst = {quantity: Worst() for quantity in OPTION_BOUNDS}
     with np.errstate(invalid="ignore"):
         for case in option_cases(dtype):
-            if name in PIECES:
+            if name in HESSIANS:
+                observe_hessian(worst, case, backend, HESSIANS[name], dtype)
+            elif name in PIECES:
                 observe_pieces(worst, case, backend, PIECES[name], dtype)
             else:
                 observe_setting(worst, case, backend, {**SETTINGS, **POINTS}[name], dtype)
@@ -561,6 +590,8 @@ def measure_options(backend: str, isa: str, dtype: str, name: str) -> dict[str, 
 
 def measured(name: str, dtype: str) -> list[str]:
     """Quantities of `OPTION_BOUNDS` that `measure_options` measures under a name."""
+    if name in HESSIANS:
+        return ["Hessian"]
     if name in PIECES:
         sums = [] if dtype in FORMATS else ["sum p - 1"]
         return ["softmax", "softmax below F", *sums, "log_softmax", "target_log_probs", "entropy",
@@ -630,7 +661,7 @@ def main() -> None:
             found = list(columns(measure, dtype))
             for quantity in BOUNDS:
                 see("", quantity, BOUNDS, found)
-        for name in (*SETTINGS, *POINTS, *PIECES):
+        for name in (*SETTINGS, *POINTS, *HESSIANS, *PIECES):
             found = list(columns(measure_options, dtype, name))
             for quantity in measured(name, dtype):
                 see(f"{name}: ", quantity, OPTION_BOUNDS, found)

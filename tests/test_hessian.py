@@ -40,29 +40,6 @@ def arguments(case, name):
     return targets, options
 
 
-def masses(targets, n_classes, class_weight=None, sample_weight=None, label_smoothing=0.0, **_):
-    """A of every row, times its weight; 0 where it does not count."""
-    kept = targets if targets.ndim > 1 else np.maximum(targets, 0)
-    owed = truth.tree(truth.shares(kept, n_classes, class_weight, label_smoothing))
-    if targets.ndim == 1:
-        owed = np.where(targets == -100, 0, owed)
-    return owed * (1 if sample_weight is None else sample_weight)
-
-
-def true_hessian(logits, targets, **options):
-    """A p (1 - p) / tau^2 and the sum of its terms' absolute values, (N, C)."""
-    n_classes = logits.shape[1]
-    tau = LD(options.get("temperature", 1.0))
-    with np.errstate(all="ignore"):
-        x = truth.Exponentials.of(logits, float(tau))
-        p = x.e / x.total[:, None]
-        rest = 1 - p
-        top = logits.argmax(axis=1)
-        rest[np.arange(len(p)), top] = truth.others(x.e, top) / x.total
-    owed = (masses(targets, n_classes, **options) / tau / tau)[:, None]
-    return owed * p * rest, owed * (p + p * p)
-
-
 def run(level, z, targets, **options):
     return sx.cross_entropy_grad_hess(z, targets, backend=level.backend, **options)
 
@@ -81,14 +58,15 @@ def test_within_the_contract(level, any_dtype, name):
                                             **options)
         assert [bits(loss), bits(g)] == [bits(a) for a in wanted]
         assert h.dtype == z.dtype
-        true, scale = true_hessian(case.logits, targets, **options)
+        true, scale = truth.hessian(case.logits, targets, **options)
         eps, f = truth.EPS[case.dtype], truth.F[case.dtype]
-        allowed = 2 * z.shape[1] * LD(f) * (1 + masses(targets, z.shape[1], **options))[:, None]
+        masses = truth.hessian_masses(targets, z.shape[1], **options)
+        allowed = 2 * z.shape[1] * LD(f) * (1 + masses)[:, None]
         if any_dtype in FORMATS:
             allowed = allowed + truth.spacing(true + allowed, any_dtype) / 2
         over = np.isinf(h.astype(float)) & (true >= truth.largest(any_dtype))
         off = np.abs(np.where(over, 0, h.astype(LD) - true)) - allowed
-        assert (off <= bound("squared error", case.dtype) * eps * scale).all(), case.name
+        assert (off <= bound("Hessian", case.dtype) * eps * scale).all(), case.name
         assert (h.astype(float) >= 0).all()
 
 

@@ -12,6 +12,7 @@ import softxent as sx
 import truth
 from accuracy_table import (
     FORMATS,
+    HESSIANS,
     PIECES,
     POINTS,
     SETTINGS,
@@ -46,7 +47,7 @@ def has_classes(name):
     return SETTINGS[name].kind == "classes" or "hard_weight" in SETTINGS[name].names
 
 
-@pytest.mark.parametrize("name", [*SETTINGS, *POINTS, *PIECES])
+@pytest.mark.parametrize("name", [*SETTINGS, *POINTS, *HESSIANS, *PIECES])
 def test_bound(level, any_dtype, name):
     """Worst errors over every family and number of classes, per setting."""
     worst = measure_options(*level, any_dtype, name)

@@ -107,7 +107,7 @@ def drawn(name, n_classes, n_rows):
     return options
 
 
-@pytest.mark.parametrize("n_classes", [1, 2, 3, 10, 33, 65, 257, 1025])
+@pytest.mark.parametrize("n_classes", [1, 2, 3, 33, 65, 1025])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_any_split_is_within_the_contract(level, any_dtype, name, n_classes):
     """A3, A5, A6, A8 over every family of rows, whatever the split."""

@@ -738,6 +738,29 @@ def sigmoid_binary_cross_entropy(logits, targets, *, pos_weight=None, weight=Non
     )
 
 
+def hessian_masses(targets, n_classes, class_weight=None, sample_weight=None, label_smoothing=0.0,
+                   **_):
+    """A of every row of cross-entropy, times its weight; 0 where its target is -100."""
+    kept = targets if targets.ndim > 1 else np.maximum(targets, 0)
+    owed = tree(shares(kept, n_classes, class_weight, label_smoothing))
+    if targets.ndim == 1:
+        owed = np.where(targets == -100, 0, owed)
+    return owed * (1 if sample_weight is None else sample_weight)
+
+
+def hessian(logits, targets, **options):
+    """A p (1 - p) / tau^2 and the sum of its terms' absolute values, (N, C)."""
+    tau = LD(options.get("temperature", 1.0))
+    with np.errstate(all="ignore"):
+        x = Exponentials.of(logits, float(tau))
+        p = x.e / x.total[:, None]
+        rest = 1 - p
+        top = logits.argmax(axis=1)
+        rest[np.arange(len(p)), top] = others(x.e, top) / x.total
+    owed = (hessian_masses(targets, logits.shape[1], **options) / tau / tau)[:, None]
+    return owed * p * rest, owed * (p + p * p)
+
+
 #: By the loss's name.
 LOSSES = {"cross_entropy": cross_entropy, "focal_loss": focal_loss,
           "kl_divergence": kl_divergence, "distillation_loss": distillation_loss,
