@@ -65,6 +65,18 @@ def remainder(a: Float64s, quotient: Float64s, b: Float64s | float) -> Float64s:
     return np.asarray((a - product) - error)
 
 
+def over(high: Float64s, low: Float64s, divisor: float) -> tuple[Float64s, Float64s]:
+    """Return (high + low) / divisor as a pair; `low` is overwritten."""
+    if divisor != 1.0:
+        quotient = high / divisor
+        low = (remainder(high, quotient, divisor) + low) / divisor
+        high = quotient
+    # inf - inf, or overflow on the way: at -inf logits, and far beyond what low is needed for.
+    low = np.asarray(low)  # of no axis it is a scalar
+    low[~np.isfinite(low)] = 0.0
+    return high, low
+
+
 def tanh_gap(a: Float64s, error: Float64s) -> Float64s:
     """Return a - tanh a for 0 <= a <= TANH_NEAR, anything elsewhere; a is meant as a + error.
 

@@ -19,7 +19,7 @@ from softxent._exact import (
     Float64s,
     add_log1p,
     odd_float32,
-    remainder,
+    over,
     times,
     two_sum,
 )
@@ -589,7 +589,7 @@ class _Flat:
 
     def lse(self) -> Float64s:
         """Return log-sum-exp."""
-        high, low = _over(self.max, np.zeros(self.max.shape), self._temperature)
+        high, low = over(self.max, np.zeros(self.max.shape), self._temperature)
         return add_log1p(high, low, self.below)
 
 
@@ -694,21 +694,12 @@ def _slope(z: Float64s, cap: float) -> Float64s:
     return np.where(np.isinf(z), 1.0, 4.0 * e / (1.0 + e) ** 2)
 
 
-def _over(high: Float64s, low: Float64s, temperature: float) -> tuple[Float64s, Float64s]:
-    """Return (high + low) / temperature in two parts."""
-    if temperature == 1.0:
-        return high, low
-    quotient = high / temperature
-    low = (remainder(high, quotient, temperature) + low) / temperature
-    return quotient, np.where(np.isfinite(low), low, 0.0)
-
-
 def _exp_of_difference(z: Float64s, reference: Float64s, temperature: float) -> Float64s:
     """Return exp((z - reference) / temperature), what rounding takes from the exponent put back.
 
     1 where both are the same, -inf too.
     """
     d, low = two_sum(z, -reference)
-    d, low = _over(d, np.where(np.isfinite(low), low, 0.0), temperature)
+    d, low = over(d, low, temperature)
     e = np.exp(d)
     return np.where(z == reference, 1.0, e + e * low)

@@ -86,6 +86,7 @@ from softxent._exact import (
     add_log1p,
     odd_float32,
     one_minus_tanh,
+    over,
     remainder,
     sums,
     tanh_gap,
@@ -665,13 +666,7 @@ class _Scaling:
 
     def over_temperature(self, high: Float64s, low: Float64s) -> tuple[Float64s, Float64s]:
         """Return (high + low) / temperature."""
-        if self._temperature != 1.0:
-            quotient = high / self._temperature
-            low = (remainder(high, quotient, self._temperature) + low) / self._temperature
-            high = quotient
-        # inf - inf, or overflow on the way: at -inf logits, and far beyond what low is needed for.
-        low[~np.isfinite(low)] = 0.0
-        return high, low
+        return over(high, low, self._temperature)
 
     def _over_cap(self, x: Float64s) -> tuple[Float64s, Float64s]:
         """Return |x| / cap and its rounding error."""
