@@ -135,6 +135,8 @@ class Call:
     out_map
         logits' shape, and their dtype or float32 for 16-bit ones, or None: the gradient; softmax;
         log_softmax; the product.
+    streams
+        Whether `out_map` should be written past the caches, where a backend can. Never in place.
     """
 
     op: Op
@@ -159,6 +161,7 @@ class Call:
     pos_weight: NDArray[np.generic] | None = None
     summed: bool = False
     hard_weight: float = 0.0
+    streams: bool = False
 
     @property
     def has_teacher(self) -> bool:

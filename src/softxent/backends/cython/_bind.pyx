@@ -40,7 +40,7 @@ cdef extern from "call.h" nogil:
         int64_t has_ignore, ignore_index
         double scale, smoothing, temperature, softcap, z_loss, gamma, slack, floor
         int64_t n_points, summed
-        int64_t all_slow, refused, no_memory
+        int64_t all_slow, streams, refused, no_memory
         double hard_weight
         void* out_rows
         int64_t out_rows_is_double
@@ -97,6 +97,7 @@ cdef class Bound:
         self.call.slack = call.slack
         self.call.floor = call.floor
         self.call.hard_weight = call.hard_weight
+        self.call.streams = call.streams
         self.wide = call.is_wide
         self.matrix(&self.call.logits, call.logits)
         self.matrix(&self.call.out_map, call.out_map)

@@ -1,11 +1,19 @@
 # ---- other layouts -------------------------------------------------------------------------------
 
 cdef bint are_neighbours(char** p, int64_t count, int64_t step) noexcept nogil:
-    cdef int64_t j
+    cdef int64_t j, odd = 0
     for j in range(1, count):
-        if p[j] - p[j - 1] != step:
-            return False
-    return True
+        odd |= (p[j] - p[j - 1]) ^ step
+    return odd == 0
+
+
+cdef int64_t packed_rows(const sx_matrix* matrix, char** rows, int64_t count,
+                         int64_t length, real* unused) noexcept nogil:
+    # How many of the rows lie one after another, all their classes used: whole squares of them.
+    count &= ~<int64_t>7
+    if matrix.direct != SX_IN_PLACE or not are_neighbours(rows, count, length * sizeof(real)):
+        return 0
+    return count
 
 
 cdef void load_block(const sx_matrix* matrix, const char* p, int64_t length,
@@ -47,7 +55,7 @@ cdef void store_block(const sx_matrix* matrix, char* p, int64_t length,
 cdef void gather(const sx_matrix* matrix, char** rows, int64_t count, int64_t k0, int64_t length,
                  int64_t row_pitch, int64_t class_pitch, real* tile) noexcept nogil:
     # Classes k0 .. k0 + length of some rows: class k0 + k of row j to j row_pitch + k class_pitch.
-    cdef int64_t j, k, stride = matrix.class_stride
+    cdef int64_t j, k, done = 0, stride = matrix.class_stride
     cdef real block[SMALL]
     cdef const real* p
     if matrix.direct == SX_STRIDED and are_neighbours(rows, count, sizeof(real)):
@@ -56,7 +64,13 @@ cdef void gather(const sx_matrix* matrix, char** rows, int64_t count, int64_t k0
             for j in range(count):
                 tile[j * row_pitch + k * class_pitch] = p[j]
         return
-    for j in range(count):
+    if class_pitch == GROUP:
+        done = packed_rows(matrix, rows, count, length, <real*>NULL)
+        if real is float:
+            sx_columns_of_rows_f32(<const float*>rows[0], done, length, GROUP, tile)
+        else:
+            sx_columns_of_rows_f64(<const double*>rows[0], done, length, GROUP, tile)
+    for j in range(done, count):
         if class_pitch == 1:
             load_block(matrix, rows[j] + k0 * stride, length, tile + j * row_pitch)
         elif matrix.direct == SX_IN_PLACE:
@@ -72,7 +86,7 @@ cdef void gather(const sx_matrix* matrix, char** rows, int64_t count, int64_t k0
 cdef void scatter(const sx_matrix* matrix, char** rows, int64_t count, int64_t k0, int64_t length,
                   int64_t row_pitch, int64_t class_pitch, const real* tile) noexcept nogil:
     # The way back.
-    cdef int64_t j, k, stride = matrix.class_stride
+    cdef int64_t j, k, done = 0, stride = matrix.class_stride
     cdef real block[SMALL]
     cdef real* p
     if matrix.direct == SX_STRIDED and are_neighbours(rows, count, sizeof(real)):
@@ -81,7 +95,13 @@ cdef void scatter(const sx_matrix* matrix, char** rows, int64_t count, int64_t k
             for j in range(count):
                 p[j] = tile[j * row_pitch + k * class_pitch]
         return
-    for j in range(count):
+    if class_pitch == GROUP:
+        done = packed_rows(matrix, rows, count, length, <real*>NULL)
+        if real is float:
+            sx_rows_of_columns_f32(tile, done, length, GROUP, <float*>rows[0])
+        else:
+            sx_rows_of_columns_f64(tile, done, length, GROUP, <double*>rows[0])
+    for j in range(done, count):
         if class_pitch == 1:
             store_block(matrix, rows[j] + k0 * stride, length, tile + j * row_pitch)
         elif matrix.direct == SX_IN_PLACE:
@@ -173,6 +193,7 @@ cdef void map_given(const sx_call* call, Rows* rows, int64_t j, const real* x, c
     elif t != NULL or call.smoothing > 0.0:
         map_mixed(call, rows, j, x, t, slope, out, k0, length, scale, room)
     else:
-        map_run(rows, j, x, slope, out, length, scale)
+        map_run(call, rows, j, x, slope, out, k0, length, scale,
+                slope == NULL and call.out_map.direct == SX_IN_PLACE, room)
 
 

@@ -59,6 +59,7 @@ cdef void start_parts(const sx_call* call, Distillation* d, int64_t lo) noexcept
     sx_cursor_start(&d.at_student, &d.student, lo)
     sx_cursor_start(&d.at_teacher, &d.teacher, lo)
     sx_cursor_start(&d.at_hard, &d.hard, lo)
+    d.of_student.kept = d.of_teacher.kept = d.of_hard.kept = NULL
     for j in range(GROUP):
         d.of_hard.focus[j] = 1.0
         d.of_hard.pull[j] = 1.0
@@ -312,7 +313,7 @@ cdef void map_hard(Distillation* d, int64_t j, const real* x, real* out, int64_t
         map_mixed(&d.hard, &d.of_hard, j, x, <const real*>NULL, <const real*>NULL, out, k0, length,
                   &unit, room)
     else:
-        map_run(&d.of_hard, j, x, <const real*>NULL, out, length, &unit)
+        map_run(&d.hard, &d.of_hard, j, x, <const real*>NULL, out, k0, length, &unit, False, room)
     if k0 <= y < k0 + length:
         out[y - k0] = <real>d.of_hard.apart[j]
 
@@ -399,7 +400,7 @@ cdef int walk_small_group(const sx_call* call, Distillation* d, int64_t first,
                           real* unused) noexcept nogil:
     # C <= 64: tiles in which rows are neighbours.
     cdef sx_unit unit
-    cdef int64_t i, j, classes = call.n_classes, stride = GROUP * sizeof(real)
+    cdef int64_t j, classes = call.n_classes, stride = GROUP * sizeof(real)
     cdef int64_t kind = SX_TYPE_FLOAT | sizeof(real)
     cdef real* e = <real*>(room + ROOM_LOGITS)
     cdef real* x = e + GROUP * SMALL
@@ -409,11 +410,8 @@ cdef int walk_small_group(const sx_call* call, Distillation* d, int64_t first,
     cdef real* unweighted = hard + GROUP * SMALL
     gather(&d.student.logits, d.of_student.z, d.of_student.count, 0, classes, 1, GROUP, x)
     gather(&d.teacher.logits, d.of_teacher.z, d.of_student.count, 0, classes, 1, GROUP, u)
-    for j in range(GROUP):
-        if j >= d.of_student.count or d.of_student.lane[j] == SKIPPED:
-            for i in range(classes):
-                x[i * GROUP + j] = 0
-                u[i * GROUP + j] = 0
+    clear_unused(&d.of_student, classes, x)
+    clear_unused(&d.of_student, classes, u)
     reduce_columns(&d.of_student, classes, x, e, scale)
     reduce_columns(&d.of_teacher, classes, u, teacher_e, scale)
     gaps_columns(d, classes, x, u, scale)

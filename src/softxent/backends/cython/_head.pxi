@@ -253,6 +253,17 @@ cdef void store_values(const sx_call* call, Rows* rows, int64_t first) noexcept 
     cdef int64_t j
     # A weighted loss below the smallest normal number is nobody's subnormal probability.
     sx_float_subnormals(True)
+    if are_fast(rows):
+        if call.out_rows == NULL:
+            pass
+        elif call.out_rows_is_double:
+            for j in range(rows.count):
+                (<double*>call.out_rows)[first + j] = rows.weight[j] * rows.value[j]
+        else:
+            for j in range(rows.count):
+                (<float*>call.out_rows)[first + j] = <float>(rows.weight[j] * rows.value[j])
+        sx_float_subnormals(False)
+        return
     for j in range(rows.count):
         if rows.lane[j] == SKIPPED:
             rows.value[j] = 0.0
@@ -301,8 +312,14 @@ cdef void head(const sx_call* call, Rows* rows, int64_t first,
 cdef int finish_reduce(const sx_call* call, Rows* rows, int64_t first, real* unused,
                        const scaling* scale, sx_control* control) noexcept nogil:
     # Rows for the slow lane, then every row's head.
-    cdef int64_t j
+    cdef int64_t j, slow = 0
     cdef double limit = limit_of(unused, scale)
+    if is_plain(call) and are_fast(rows):
+        for j in range(GROUP):
+            slow |= not fabs(rows.top[j]) <= limit
+        if not slow:
+            head(call, rows, first, scale)
+            return 0
     for j in range(rows.count):
         if rows.lane[j] == FAST and not fabs(rows.top[j]) <= limit:
             rows.lane[j] = SLOW

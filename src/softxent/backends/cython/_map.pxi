@@ -2,7 +2,7 @@
 
 cdef inline bint is_narrow(double factor) noexcept nogil:
     # A NaN too: all of its row becomes NaN either way.
-    return factor == 0.0 or not (fabs(factor) < NARROW_LEAST or fabs(factor) > NARROW_MOST)
+    return not (factor != 0.0) & ((fabs(factor) < NARROW_LEAST) | (fabs(factor) > NARROW_MOST))
 
 
 cdef inline double at_slope(const real* slope, int64_t i) noexcept nogil:
@@ -14,14 +14,16 @@ cdef inline real widely(real e, double factor, double slope) noexcept nogil:
     return <real>times(slope, times(e, factor))
 
 
-cdef void map_run(Rows* rows, int64_t j, const real* x, const real* slope, real* out,
-                         int64_t length, const scaling* scale) noexcept nogil:
+cdef void map_run(const sx_call* call, Rows* rows, int64_t j, const real* x, const real* slope,
+                  real* out, int64_t k0, int64_t length, const scaling* scale, bint last,
+                  char* room) noexcept nogil:
     # Gradient or softmax of consecutive classes; x and out are the same memory or apart. slope: the
-    # softcap's, or NULL.
-    cdef real k, low, a = <real>rows.a[j]
+    # softcap's, or NULL. last: nothing reads the result again.
+    cdef real k, low, shift
+    cdef real* e
     cdef int64_t i
-    power_of(rows.n[j], &k, &low, scale)
     if not is_narrow(rows.a[j]):
+        power_of(rows.n[j], &k, &low, scale)
         # Apart, or AVX2's masked load of no lane from NULL would take 70 times as long as any other.
         if slope == NULL:
             for i in range(length):
@@ -30,13 +32,17 @@ cdef void map_run(Rows* rows, int64_t j, const real* x, const real* slope, real*
             for i in range(length):
                 out[i] = widely(exp_of(x[i], k, low, scale), rows.a[j], slope[i])
         return
-    # Two loops, for a compiler that cannot know `the same or apart` runs a scalar one.
-    if x == out:
-        for i in range(length):
-            out[i] = fma_of(exp_of(out[i], k, low, scale), a, <real>0.0)
+    e = given_e(rows, j, x, k0, length, scale, room, &shift)
+    if real is float:
+        if last and call.streams:
+            sx_stream_run_f32(e, shift, <float>rows.a[j], length, out)
+        else:
+            sx_scale_run_f32(e, shift, <float>rows.a[j], length, out)
     else:
-        for i in range(length):
-            out[i] = fma_of(exp_of(x[i], k, low, scale), a, <real>0.0)
+        if last and call.streams:
+            sx_stream_run_f64(e, shift, rows.a[j], length, out)
+        else:
+            sx_scale_run_f64(e, shift, rows.a[j], length, out)
     if slope != NULL:
         for i in range(length):
             out[i] *= slope[i]
@@ -89,7 +95,7 @@ cdef void map_mixed(const sx_call* call, Rows* rows, int64_t j, const real* x, c
                 times(exp_of(x[i], k, low, scale), rows.a[j])
                 + beside(call, rows, j, t[i] if t != NULL else <real>0.0, k0 + i)))
         return
-    map_run(rows, j, x, <const real*>NULL, out, length, scale)
+    map_run(call, rows, j, x, <const real*>NULL, out, k0, length, scale, False, room)
     if t != NULL:
         u = weighted(call, t, k0, length, <real*>(room + ROOM_MASS))
         for i in range(length):
@@ -232,7 +238,7 @@ cdef void map_columns(const sx_call* call, Rows* rows, const real* x, const real
     cdef real targets[GROUP]
     cdef real value
     cdef double inverse = inverse_of(scale)
-    cdef int64_t i, j, classes = call.n_classes
+    cdef int64_t i, j, wide = 0, classes = call.n_classes
     cdef bint square = is_squared(call)
     cdef bint mixed = not square and not is_plain(call)
     if call.op == LOG_SOFTMAX:
@@ -242,16 +248,19 @@ cdef void map_columns(const sx_call* call, Rows* rows, const real* x, const real
                                           - rows.low[j])
         return
     for j in range(GROUP):
+        wide |= not is_narrow(rows.a[j])
+    for j in range(GROUP):
         a[j] = <real>rows.a[j]
-        if j < rows.count and not is_narrow(rows.a[j]) and not mixed and not square:
+        apart[j] = <real>rows.apart[j]
+        targets[j] = <real>rows.y[j]      # -1 in a softmax: no such class
+    for j in range(rows.count if wide and not mixed and not square else 0):
+        if not is_narrow(rows.a[j]):
             for i in range(classes):
                 e[i * GROUP + j] = widely(e[i * GROUP + j], rows.a[j],
                                           at_slope(slope, i * GROUP + j))
                 if slope != NULL:
                     slope[i * GROUP + j] = 1.0
             a[j] = 1.0
-        apart[j] = <real>rows.apart[j]
-        targets[j] = <real>rows.y[j]      # -1 in a softmax: no such class
     if mixed:
         map_columns_mixed(call, rows, t, slope, e)
     if square:

@@ -55,118 +55,83 @@ cdef real block_top(const real* x, int64_t length) noexcept nogil:
 
 
 cdef inline int64_t first_place(const real* x, int64_t length, real value) noexcept nogil:
-    cdef int64_t i = 0
-    cdef int j, at, place
-    while i < length:
-        place = LANES
-        for j in range(LANES if length - i > LANES else <int>(length - i)):
-            at = j if x[i + j] == value else LANES
-            place = at if at < place else place
-        if place < LANES:
-            return i + place
-        i += LANES
-    return 0
+    if real is float:
+        return sx_first_place_f32(x, length, value)
+    else:
+        return sx_first_place_f64(x, length, value)
 
 
-cdef inline void add_stripe(const real* x0, const real* x1, const real* x2, const real* x3,
-                            real k, real low, const scaling* scale, double* lanes,
-                            double* squares) noexcept nogil:
-    # squares: of the sums of e^2; NULL: not wanted.
-    cdef int64_t j
-    cdef real a, b, c, d
-    for j in range(LANES):
-        a = exp_of(x0[j], k, low, scale)
-        b = exp_of(x1[j], k, low, scale)
-        c = exp_of(x2[j], k, low, scale)
-        d = exp_of(x3[j], k, low, scale)
-        lanes[j] += <double>(((a + b) + c) + d)
-        if squares != NULL:
-            squares[j] += <double>fma_of(d, d, fma_of(c, c, fma_of(b, b, a * a)))
+cdef inline int64_t whole_lanes(int64_t length) noexcept nogil:
+    return (length + LANES - 1) & ~<int64_t>(LANES - 1)
 
 
-cdef inline void add_short_stripe(const real** x, int64_t parts, real k, real low,
-                                  const scaling* scale, double* lanes,
-                                  double* squares) noexcept nogil:
-    # The same sums where fewer than four terms of a lane are left.
-    cdef real terms[LANES]
-    cdef real of_squares[LANES]
-    cdef real e
-    cdef int64_t i, j
-    cdef const real* part = x[0]
-    for j in range(LANES):
-        e = exp_of(part[j], k, low, scale)
-        terms[j] = e
-        if squares != NULL:
-            of_squares[j] = e * e
-    for i in range(1, parts):
-        part = x[i]
+cdef void exp_block(const real* x, int64_t length, real k, real low, const scaling* scale,
+                    real* e) noexcept nogil:
+    # e, apart from x, has room for whole lanes: +0 behind `length`. The next block is fetched
+    # meanwhile, for its maximum is a loop that waits for memory, and this one does not.
+    cdef real tail[LANES]
+    cdef int64_t i = 0, j
+    while i + STRIPE <= length:
+        sx_prefetch(<const char*>(x + i) + AHEAD, STRIPE * sizeof(real))
+        for j in range(STRIPE):
+            e[i + j] = exp_of(x[i + j], k, low, scale)
+        i += STRIPE
+    while i + LANES <= length:
         for j in range(LANES):
-            e = exp_of(part[j], k, low, scale)
-            terms[j] = terms[j] + e
-            if squares != NULL:
-                of_squares[j] = fma_of(e, e, of_squares[j])
-    for j in range(LANES):
-        lanes[j] += <double>terms[j]
-        if squares != NULL:
-            squares[j] += <double>of_squares[j]
+            e[i + j] = exp_of(x[i + j], k, low, scale)
+        i += LANES
+    if i < length:
+        for j in range(LANES):
+            tail[j] = -INFINITY
+        for j in range(length - i):
+            tail[j] = x[i + j]
+        for j in range(LANES):
+            e[i + j] = exp_of(tail[j], k, low, scale)
 
 
-cdef inline double block_sums(const real* x, int64_t length, int64_t skip_1, int64_t skip_2, real k,
-                              real low, const scaling* scale, double* squares) noexcept nogil:
-    # Sum of e over a block but two places (-1: none), and of e^2 into 64 lanes. A part of 64 that
-    # holds such a place, or ends early, is read through a copy with -inf there: its e is +0, and
-    # adding +0 is exact.
+cdef double lane_sum(const real* e, int64_t length) noexcept nogil:
+    # Of whole lanes: four terms of a lane in the logits' precision, then widened.
     cdef double lanes[LANES]
-    cdef real patched[4 * LANES]
-    cdef const real* parts[4]
-    cdef int64_t i, j, part, n_parts, start, stop
+    cdef real terms[LANES]
+    cdef int64_t i = 0, j
     for j in range(LANES):
         lanes[j] = 0.0
-    i = 0
-    while i < length:
-        n_parts = (length - i + LANES - 1) // LANES
-        if n_parts > 4:
-            n_parts = 4
-        for part in range(n_parts):
-            start = i + part * LANES
-            stop = start + LANES
-            parts[part] = x + start
-            if (start <= skip_1 < stop) or (start <= skip_2 < stop) or stop > length:
-                if stop > length:
-                    stop = length
-                for j in range(stop - start):
-                    patched[part * LANES + j] = x[start + j]
-                for j in range(stop - start, LANES):
-                    patched[part * LANES + j] = -INFINITY
-                if start <= skip_1 < stop:
-                    patched[part * LANES + skip_1 - start] = -INFINITY
-                if start <= skip_2 < stop:
-                    patched[part * LANES + skip_2 - start] = -INFINITY
-                parts[part] = &patched[part * LANES]
-        if n_parts == 4:
-            add_stripe(parts[0], parts[1], parts[2], parts[3], k, low, scale, lanes, squares)
-        else:
-            add_short_stripe(parts, n_parts, k, low, scale, lanes, squares)
+    while i + STRIPE <= length:
+        for j in range(LANES):
+            lanes[j] += <double>(((e[i + j] + e[i + LANES + j]) + e[i + 2 * LANES + j])
+                                 + e[i + 3 * LANES + j])
         i += STRIPE
+    if i < length:
+        for j in range(LANES):
+            terms[j] = e[i + j]
+        i += LANES
+        while i < length:
+            for j in range(LANES):
+                terms[j] += e[i + j]
+            i += LANES
+        for j in range(LANES):
+            lanes[j] += <double>terms[j]
     return fold_sum(lanes)
 
 
-cdef double block_rest(const real* x, int64_t length, int64_t skip_1, int64_t skip_2,
-                       real k, real low, const scaling* scale) noexcept nogil:
-    return block_sums(x, length, skip_1, skip_2, k, low, scale, <double*>NULL)
-
-
-cdef double block_rest_and_squares(const real* x, int64_t length, int64_t skip_1, int64_t skip_2,
-                                   real k, real low, const scaling* scale,
-                                   double* square) noexcept nogil:
+cdef double lane_squares(const real* e, int64_t length) noexcept nogil:
+    # The same of e^2.
     cdef double lanes[LANES]
-    cdef double rest
-    cdef int64_t j
+    cdef real terms[LANES]
+    cdef int64_t i = 0, j
     for j in range(LANES):
         lanes[j] = 0.0
-    rest = block_sums(x, length, skip_1, skip_2, k, low, scale, lanes)
-    square[0] = fold_sum(lanes)
-    return rest
+    while i < length:
+        for j in range(LANES):
+            terms[j] = e[i + j] * e[i + j]
+        i += LANES
+        while i < length and i % STRIPE != 0:
+            for j in range(LANES):
+                terms[j] = fma_of(e[i + j], e[i + j], terms[j])
+            i += LANES
+        for j in range(LANES):
+            lanes[j] += <double>terms[j]
+    return fold_sum(lanes)
 
 
 cdef inline void merge_block(Rows* rows, int64_t j, double n, double top, int64_t k_top,
@@ -286,8 +251,7 @@ cdef double block_squares(const real* t, int64_t length) noexcept nogil:
     return fold_sum(lanes)
 
 
-cdef double block_cross(const real* x, const real* t, int64_t length, real k, real low,
-                        const scaling* scale) noexcept nogil:
+cdef double block_cross(const real* e, const real* t, int64_t length) noexcept nogil:
     # Sum of e t.
     cdef double lanes[LANES]
     cdef int64_t i, j
@@ -296,10 +260,10 @@ cdef double block_cross(const real* x, const real* t, int64_t length, real k, re
     i = 0
     while i + LANES <= length:
         for j in range(LANES):
-            lanes[j] += <double>exp_of(x[i + j], k, low, scale) * <double>t[i + j]
+            lanes[j] += <double>e[i + j] * <double>t[i + j]
         i += LANES
     for j in range(length - i):
-        lanes[j] += <double>exp_of(x[i + j], k, low, scale) * <double>t[i + j]
+        lanes[j] += <double>e[i + j] * <double>t[i + j]
     return fold_sum(lanes)
 
 
@@ -462,7 +426,8 @@ cdef inline void reduce_block(const sx_call* call, Rows* rows, int64_t j, const 
     cdef double square = 0.0, cross = 0.0
     cdef double far = limit + SX_OUT_OF_REACH / inverse_of(scale)
     cdef int64_t place = -1, y = rows.y[j], y_place = -1
-    cdef real real_top, k, low
+    cdef real* e
+    cdef real real_top, k, low, at_place = 0, at_y = 0
     if rows.lane[j] != FAST:
         return
     if k0 <= y < k0 + length:
@@ -482,17 +447,33 @@ cdef inline void reduce_block(const sx_call* call, Rows* rows, int64_t j, const 
         # Far below the limit the power may stop: nothing there reaches a row served here.
         n = power_near(top if top > -far else -far, scale)
     power_of(n, &k, &low, scale)
+    e = kept_block(rows, j, k0, length, <real*>NULL)
+    if e == NULL:
+        e = <real*>(room + ROOM_E)
+    else:
+        keep_power(rows, j, k0, n if top > -INFINITY else -INFINITY)
+    exp_block(x, length, k, low, scale, e)
     if top > -INFINITY:
         place = first_place(x, length, real_top)
         if k0 + place != y:
-            e_top = exp_of(real_top, k, low, scale)
+            e_top = e[place]
+        at_place = e[place]
+        e[place] = 0
+    if y_place >= 0 and y_place != place:
+        at_y = e[y_place]
+        e[y_place] = 0
+    rest = lane_sum(e, whole_lanes(length))
     if call.op == SQUARED_ERROR:
-        rest = block_rest_and_squares(x, length, place, y_place, k, low, scale, &square)
+        square = lane_squares(e, whole_lanes(length))
+        if place >= 0:
+            e[place] = at_place
         if t != NULL:
-            cross = block_cross(x, t, length, k, low, scale)
+            cross = block_cross(e, t, length)
         merge_squares(rows, j, n, top, square + e_top * e_top, cross)
-    else:
-        rest = block_rest(x, length, place, y_place, k, low, scale)
+    if place >= 0:
+        e[place] = at_place
+    if y_place >= 0 and y_place != place:
+        e[y_place] = at_y
     if call.op == ENTROPY:
         power_of(n - MIX_POWER, &k, &low, scale)
         merge_mix(rows, j, n, top, rest + e_top, block_mix(x, length, real_top, k, low, scale))
@@ -526,17 +507,23 @@ cdef void reduce_columns(Rows* rows, int64_t classes, const real* x, real* e,
     cdef int64_t i, j
     for j in range(GROUP):
         tops[j] = -INFINITY
-        places[j] = 0
+        places[j] = <real>SMALL
         targets[j] = <real>rows.y[j]
         rest[j] = 0.0
         carry[j] = 0.0
         e_tops[j] = 0
+    # Maxima and minima, and sums of one term, where a choice between old and new would be compiled to
+    # a store behind a branch.
+    for i in range(classes):
+        for j in range(GROUP):
+            tops[j] = larger(tops[j], x[i * GROUP + j])
     for i in range(classes):
         at = <real>i
         for j in range(GROUP):
-            value = x[i * GROUP + j]
-            places[j] = at if value > tops[j] else places[j]
-            tops[j] = value if value > tops[j] else tops[j]
+            value = at if x[i * GROUP + j] == tops[j] else <real>SMALL
+            places[j] = value if value < places[j] else places[j]
+    for j in range(GROUP):
+        places[j] = <real>0.0 if places[j] == <real>SMALL else places[j]    # of NaN, or of -inf
     for j in range(GROUP):
         top = tops[j]
         rows.top[j] = top
@@ -550,15 +537,16 @@ cdef void reduce_columns(Rows* rows, int64_t classes, const real* x, real* e,
             value = exp_of(x[i * GROUP + j], k_of[j], low_of[j], &own)
             e[i * GROUP + j] = value
             value = <real>0.0 if targets[j] == at else value
-            e_tops[j] = value if places[j] == at else e_tops[j]
+            e_tops[j] += value if places[j] == at else <real>0.0
             value = <real>0.0 if places[j] == at else value
             if real is float:
                 rest[j] += <double>value
             else:
                 sx_kahan(&rest[j], &carry[j], value)
     for j in range(GROUP):
-        if rows.y[j] >= 0:
-            rows.z_y[j] = x[rows.y[j] * GROUP + j]
+        i = rows.y[j] if rows.y[j] > 0 else 0    # without a target: any number
+        rows.z_y[j] = x[i * GROUP + j]
+    for j in range(GROUP):
         rows.rest[j] = rest[j]
         rows.carry[j] = carry[j]
         rows.e_top[j] = e_tops[j]

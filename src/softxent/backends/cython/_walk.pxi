@@ -69,7 +69,7 @@ cdef extern from "call.h" nogil:
         int64_t has_ignore, ignore_index
         double scale, smoothing, temperature, softcap, z_loss, gamma, slack, floor
         int64_t n_points, summed
-        int64_t all_slow
+        int64_t all_slow, streams
         double hard_weight
         void* out_rows
         int64_t out_rows_is_double
@@ -103,8 +103,30 @@ cdef extern from "call.h" nogil:
     void sx_refuse(const sx_call* call)
     void sx_lack_memory(const sx_call* call)
     char* sx_room()
+    char* sx_kept_take()
+    void sx_kept_release(char* kept)
+    enum:
+        SX_KEPT
     void sx_widen(const uint16_t* p, int is_brain, int64_t length, float* to)
     void sx_narrow(const float* p, int is_brain, int64_t length, uint16_t* to)
+
+cdef extern from "lanes.h" nogil:
+    void sx_prefetch(const char* p, int64_t bytes)
+    int64_t sx_first_place_f32(const float* x, int64_t length, float value)
+    int64_t sx_first_place_f64(const double* x, int64_t length, double value)
+    void sx_columns_of_rows_f32(const float* rows, int64_t count, int64_t classes, int64_t pitch,
+                                float* columns)
+    void sx_rows_of_columns_f32(const float* columns, int64_t count, int64_t classes, int64_t pitch,
+                                float* rows)
+    void sx_columns_of_rows_f64(const double* rows, int64_t count, int64_t classes, int64_t pitch,
+                                double* columns)
+    void sx_rows_of_columns_f64(const double* columns, int64_t count, int64_t classes, int64_t pitch,
+                                double* rows)
+    void sx_scale_run_f32(const float* e, float shift, float a, int64_t length, float* to)
+    void sx_scale_run_f64(const double* e, double shift, double a, int64_t length, double* to)
+    void sx_stream_run_f32(const float* e, float shift, float a, int64_t length, float* to)
+    void sx_stream_run_f64(const double* e, double shift, double a, int64_t length, double* to)
+    void sx_stream_end()
 
 cdef extern from "elementary.h" nogil:
     ctypedef struct sx_power_f32:
@@ -203,7 +225,14 @@ cdef enum:
     ROOM_TARGETS = 155648     # a row's probabilities
     ROOM_MASS = 163840        # times the class weights
     ROOM_OUT = 172032         # a result that is yet to be made 16-bit
-    # Longest stretch of rows (elements) between the passes: half of the smallest usual L1.
+    ROOM_E = 180224           # a block's e that nobody keeps
+    # How far ahead a block's exp fetches: the next block of float32.
+    AHEAD = 4096
+    # Blocks whose power is kept: what SX_KEPT holds of float32, and a shorter one a row.
+    KEPT_POWERS = 96
+    # Longest stretch of rows (elements) between the passes, where e is kept (so many float32 are
+    # half of SX_KEPT), and where it is not: half of the smallest usual L1.
+    NEAR_KEPT = 32768
     NEAR = 4096
 
 # Factors within these bounds are applied in the logits' precision, others in float64: up to here
@@ -233,6 +262,11 @@ cdef struct Moments:
 cdef struct Rows:
     int64_t count
     const sx_scale* half     # of a softcap's exp
+    # The e of the reduce, for the map: each row's first `kept_pitch` classes, and their blocks'
+    # powers; NULL: none is kept.
+    char* kept
+    int64_t kept_pitch
+    double kept_n[KEPT_POWERS]
     char* z[GROUP]
     char* g[GROUP]
     char* t[GROUP]           # probabilities
@@ -389,6 +423,13 @@ cdef void start_sums(Rows* rows) noexcept nogil:
         rows.impossible[j] = 0.0
 
 
+cdef inline bint are_fast(Rows* rows) noexcept nogil:
+    cdef int64_t j, other = 0
+    for j in range(GROUP):
+        other |= rows.lane[j] ^ FAST    # behind the last row, too
+    return other == 0
+
+
 cdef inline void set_weight(const sx_call* call, sx_cursor* cursor, Rows* rows, int64_t j,
                             double weight) noexcept nogil:
     cdef double scale = call.scale
@@ -398,65 +439,109 @@ cdef inline void set_weight(const sx_call* call, sx_cursor* cursor, Rows* rows, 
     rows.w[j] = weight * scale
 
 
-cdef void load_rows(const sx_call* call, sx_cursor* cursor, Rows* rows, int64_t count) noexcept nogil:
-    cdef int64_t j, y
-    cdef double weight, v, narrow = 1.0 / call.class_unit
+cdef inline bint are_simple(const sx_call* call) noexcept nogil:
+    # Whether rows differ in their targets alone: native int64 classes.
+    return (is_plain(call) and call.targets.data != NULL and call.targets.type == sizeof(int64_t)
+            and call.sample_weight.data == NULL and call.upstream.data == NULL
+            and call.class_weight == NULL and not call.all_slow)
+
+
+cdef void load_simple_rows(const sx_call* call, sx_cursor* cursor, Rows* rows,
+                           int64_t count) noexcept nogil:
+    # Rows of one run, without a branch.
+    cdef int64_t j, y, lane, last = call.n_axes - 1, classes = call.n_classes
+    cdef int64_t z_stride = call.logits.rows.strides[last], g_stride = call.out_map.rows.strides[last]
+    cdef int64_t y_stride = call.targets.strides[last]
+    cdef int64_t ignored = call.ignore_index if call.has_ignore else -1    # which is no class
+    for j in range(count):
+        rows.z[j] = cursor.logits + j * z_stride
+        rows.g[j] = cursor.out_map + j * g_stride
+        rows.w[j] = call.scale
+    if y_stride == sizeof(int64_t):
+        memcpy(rows.y, cursor.targets, count * sizeof(int64_t))
+    else:
+        for j in range(count):
+            memcpy(&rows.y[j], cursor.targets + j * y_stride, sizeof(int64_t))
+    for j in range(count):
+        y = rows.y[j]
+        lane = FAST if 0 <= y < classes else POISONED
+        lane = SKIPPED if call.has_ignore and y == ignored else lane
+        rows.lane[j] = lane
+        rows.y[j] = y if lane == FAST else -1
+    sx_cursor_skip(cursor, call, count)
+
+
+cdef void load_weighted_row(const sx_call* call, sx_cursor* cursor, Rows* rows,
+                            int64_t j) noexcept nogil:
+    cdef int64_t y
+    cdef double weight = 1.0, v, narrow = 1.0 / call.class_unit
     cdef bint plain = is_plain(call)
+    rows.z[j] = cursor.logits
+    rows.g[j] = cursor.out_map
+    rows.t[j] = cursor.soft
+    if call.all_slow:
+        rows.lane[j] = SLOW
+    if call.sample_weight.data != NULL:
+        weight = sx_load_real(cursor.sample_weight, call.sample_weight.type)
+    if weight == 0.0:
+        rows.lane[j] = SKIPPED
+    elif call.soft.rows.data != NULL or call.targets.data == NULL:
+        set_weight(call, cursor, rows, j, weight * call.class_unit)
+    else:
+        y = sx_load_integer(cursor.targets, call.targets.type)
+        if call.has_ignore and y == call.ignore_index:
+            rows.lane[j] = SKIPPED
+        elif y < 0 or y >= call.n_classes:
+            rows.lane[j] = POISONED
+        else:
+            v = call.class_weight[y] if call.class_weight != NULL else 1.0
+            if plain:
+                weight = weight * v
+            else:
+                rows.hard[j] = (1.0 - call.smoothing) * (v * narrow)
+                weight = weight * call.class_unit
+            if weight == 0.0:
+                rows.lane[j] = SKIPPED
+            else:
+                rows.y[j] = y
+                set_weight(call, cursor, rows, j, weight)
+    sx_cursor_next(cursor, call)
+
+
+cdef void load_rows(const sx_call* call, sx_cursor* cursor, Rows* rows, int64_t count) noexcept nogil:
+    cdef int64_t j
     rows.count = count
     for j in range(GROUP):
         rows.y[j] = -1
         rows.lane[j] = FAST
         rows.weight[j] = 1.0
         rows.w[j] = 1.0
-        rows.n[j] = 0.0
-        rows.top[j] = -INFINITY
-        rows.k_top[j] = 0
-        rows.rest[j] = 0.0
-        rows.carry[j] = 0.0
-        rows.e_top[j] = 0.0
-        rows.z_y[j] = 0.0
         rows.moved[j] = 0.0
-    if not plain or call.op == ENTROPY:
+    if call.n_classes > SMALL:
+        # Of fewer classes, reduce_columns sets them all.
+        for j in range(GROUP):
+            rows.n[j] = 0.0
+            rows.top[j] = -INFINITY
+            rows.k_top[j] = 0
+            rows.rest[j] = 0.0
+            rows.carry[j] = 0.0
+            rows.e_top[j] = 0.0
+            rows.z_y[j] = 0.0
+    if not is_plain(call) or call.op == ENTROPY:
         start_sums(rows)
     if call.op == SQUARED_ERROR:
         for j in range(GROUP):
             rows.square[j] = rows.square_carry[j] = 0.0
             rows.cross[j] = rows.cross_carry[j] = 0.0
             rows.soft_square[j] = rows.soft_square_carry[j] = 0.0
-    for j in range(count):
-        rows.z[j] = cursor.logits
-        rows.g[j] = cursor.out_map
-        rows.t[j] = cursor.soft
-        if call.all_slow:
-            rows.lane[j] = SLOW
-        weight = 1.0
-        if call.sample_weight.data != NULL:
-            weight = sx_load_real(cursor.sample_weight, call.sample_weight.type)
-        if weight == 0.0:
-            rows.lane[j] = SKIPPED
-        elif call.soft.rows.data != NULL or call.targets.data == NULL:
-            set_weight(call, cursor, rows, j, weight * call.class_unit)
-        else:
-            y = sx_load_integer(cursor.targets, call.targets.type)
-            if call.has_ignore and y == call.ignore_index:
-                rows.lane[j] = SKIPPED
-            elif y < 0 or y >= call.n_classes:
-                rows.lane[j] = POISONED
-            else:
-                v = call.class_weight[y] if call.class_weight != NULL else 1.0
-                if plain:
-                    weight = weight * v
-                else:
-                    rows.hard[j] = (1.0 - call.smoothing) * (v * narrow)
-                    weight = weight * call.class_unit
-                if weight == 0.0:
-                    rows.lane[j] = SKIPPED
-                else:
-                    rows.y[j] = y
-                    set_weight(call, cursor, rows, j, weight)
-        sx_cursor_next(cursor, call)
+    if are_simple(call) and sx_cursor_run(cursor, call) >= count:
+        load_simple_rows(call, cursor, rows, count)
+    else:
+        for j in range(count):
+            load_weighted_row(call, cursor, rows, j)
 
 
+include "_kept.pxi"
 include "_reduce.pxi"
 include "_head.pxi"
 include "_map.pxi"
@@ -465,11 +550,22 @@ include "_blocks.pxi"
 
 # ---- the walks -----------------------------------------------------------------------------------
 
+cdef inline void clear_unused(Rows* rows, int64_t classes, real* tile) noexcept nogil:
+    # Lanes without a row that counts: numbers that do no harm.
+    cdef int64_t i, j
+    if rows.count == GROUP and are_fast(rows):
+        return
+    for j in range(GROUP):
+        if j >= rows.count or rows.lane[j] == SKIPPED:
+            for i in range(classes):
+                tile[i * GROUP + j] = 0
+
+
 cdef int walk_small(const sx_call* call, Rows* rows, int64_t first, const scaling* scale,
                     const sx_scale* half, sx_control* control, char* room,
                     real* unused) noexcept nogil:
     # C <= 64: a tile in which rows are neighbours.
-    cdef int64_t i, j, classes = call.n_classes, stride = GROUP * sizeof(real), kind
+    cdef int64_t j, classes = call.n_classes, stride = GROUP * sizeof(real), kind
     cdef real* e = <real*>(room + ROOM_LOGITS)
     cdef real* x = e + GROUP * SMALL
     cdef real* t = <real*>(room + ROOM_SOFT)
@@ -477,10 +573,7 @@ cdef int walk_small(const sx_call* call, Rows* rows, int64_t first, const scalin
     cdef real* slope = u + GROUP * SMALL
     kind = SX_TYPE_FLOAT | sizeof(real)
     gather(&call.logits, rows.z, rows.count, 0, classes, 1, GROUP, x)
-    for j in range(GROUP):
-        if j >= rows.count or rows.lane[j] == SKIPPED:
-            for i in range(classes):
-                x[i * GROUP + j] = 0
+    clear_unused(rows, classes, x)
     if call.softcap != 0.0:
         cap(call, half, x, classes * GROUP, x,
             slope if call.out_map.rows.data != NULL else <real*>NULL)
@@ -491,10 +584,7 @@ cdef int walk_small(const sx_call* call, Rows* rows, int64_t first, const scalin
         sx_float_subnormals(True)
         gather(&call.soft, rows.t, rows.count, 0, classes, 1, GROUP, t)
         sx_float_subnormals(False)
-        for j in range(GROUP):
-            if j >= rows.count or rows.lane[j] == SKIPPED:
-                for i in range(classes):
-                    t[i * GROUP + j] = 0
+        clear_unused(rows, classes, t)
     if t != NULL or call.smoothing > 0.0:
         reduce_soft_columns(call, rows, x, t, u)
     if call.op == SQUARED_ERROR:
@@ -506,7 +596,7 @@ cdef int walk_small(const sx_call* call, Rows* rows, int64_t first, const scalin
     if call.out_map.rows.data == NULL:
         return 0
     map_columns(call, rows, x, t, slope if call.softcap != 0.0 else <real*>NULL, e, scale)
-    for j in range(rows.count):
+    for j in range(rows.count if call.op == LOG_SOFTMAX or not are_fast(rows) else 0):
         if rows.lane[j] != FAST:
             if map_slow(call, rows, j, <char*>(e + j), stride, kind, scale, control):
                 return SX_STOPPED
@@ -630,7 +720,8 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
     cdef sx_cursor cursor
     cdef sx_scale half
     cdef char* room = sx_room()
-    cdef int64_t i, together, classes = call.n_classes
+    cdef char* kept = NULL
+    cdef int64_t i, together, near, classes = call.n_classes
     cdef bint in_order = (
         call.logits.direct in (SX_IN_PLACE, SX_SIXTEEN)
         and (call.out_map.rows.data == NULL or call.out_map.direct in (SX_IN_PLACE, SX_SIXTEEN)))
@@ -643,10 +734,15 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
         rows.pull[i] = 1.0
     if classes <= SMALL:
         together = GROUP
-    elif in_order:
-        together = min(max(NEAR // classes, 1), GROUP)
     else:
-        together = TILE_BYTES // (BLOCK * sizeof(real))
+        if keeps(call):
+            kept = sx_kept_take()
+        if in_order:
+            near = NEAR if kept == NULL else NEAR_KEPT
+            together = min(max(near // classes, 1), GROUP)
+        else:
+            together = TILE_BYTES // (BLOCK * sizeof(real))
+    keep_rows(&rows, kept, together, unused)
     sx_cursor_start(&cursor, call, lo)
     i = lo
     while i < hi and not stopped:
@@ -665,6 +761,9 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
         else:
             stopped = walk_tiles(call, &rows, i, scale, &half, control, room, unused)
         i += rows.count
+    sx_kept_release(kept)
+    if call.streams:
+        sx_stream_end()
     return SX_STOPPED if stopped else 0
 
 

@@ -63,6 +63,8 @@ typedef struct {
     int64_t n_points, summed;
     /* Every row by the slow lane: an option beyond the range of the logits' precision. */
     int64_t all_slow;
+    /* The map may go past the caches: it is large, apart from the logits, and nobody waits for it. */
+    int64_t streams;
     /* Set by a walk that met a probability it refuses; that found no memory for itself. */
     int64_t refused, no_memory;
     double hard_weight;
@@ -297,13 +299,34 @@ static inline void sx_lack_memory(const sx_call *call) { sx_note(&call->no_memor
 #define SX_THREAD_LOCAL _Thread_local __attribute__((aligned(64)))
 #endif
 
-#define SX_ROOM 180224 /* two tiles of 64 KiB, six blocks of 8 (_walk.pxi, ROOM_...) */
+#define SX_ROOM 188416 /* two tiles of 64 KiB, seven blocks of 8 (_walk.pxi, ROOM_...) */
 
 /* Nothing in it outlives an sx_tick: a signal handler may run another walk in this thread there. */
 static inline char *sx_room(void)
 {
     static SX_THREAD_LOCAL char room[SX_ROOM];
     return room;
+}
+
+#define SX_KEPT 262144 /* a quarter of the smallest usual L2 of a server: 65,536 float32 */
+
+/* What a walk keeps between its passes, sx_ticks included: one walk of a thread has it at a time,
+   another (a signal handler's) gets NULL, and does without. */
+static SX_THREAD_LOCAL int sx_kept_is_taken;
+
+static inline char *sx_kept_take(void)
+{
+    static SX_THREAD_LOCAL char kept[SX_KEPT];
+    if (sx_kept_is_taken)
+        return NULL;
+    sx_kept_is_taken = 1;
+    return kept;
+}
+
+static inline void sx_kept_release(const char *kept)
+{
+    if (kept != NULL)
+        sx_kept_is_taken = 0;
 }
 
 #endif

@@ -1,0 +1,54 @@
+# ---- e between the passes ------------------------------------------------------------------------
+#
+# The reduce's e, by blocks over their own powers. An exact shift makes them those of the row's power,
+# to the bit: e_k is +0 below the smallest normal number either way. In memory of this thread's, for
+# logits may be overwritten by the map, and may yet have to be read by the slow lane.
+
+# Shifts from here down are left to exp: 2^-100 is a normal float, 2^-900 a normal double.
+cdef inline double least_shift(real* unused) noexcept nogil:
+    return -100.0 if real is float else -900.0
+
+
+cdef inline bint keeps(const sx_call* call) noexcept nogil:
+    # Whether the map is made of e as it is.
+    return (call.out_map.rows.data != NULL and call.softcap == 0.0 and call.op != LOG_SOFTMAX
+            and not is_squared(call))
+
+
+cdef inline void keep_rows(Rows* rows, char* kept, int64_t together, real* unused) noexcept nogil:
+    rows.kept = kept
+    rows.kept_pitch = SX_KEPT // (sizeof(real) * together) & ~<int64_t>(LANES - 1)
+
+
+cdef inline int64_t kept_power_at(Rows* rows, int64_t j, int64_t k0) noexcept nogil:
+    return j * ((rows.kept_pitch + BLOCK - 1) // BLOCK) + k0 // BLOCK
+
+
+cdef inline real* kept_block(Rows* rows, int64_t j, int64_t k0, int64_t length,
+                             real* unused) noexcept nogil:
+    # Where a block's e are kept, or NULL.
+    if rows.kept == NULL or k0 + whole_lanes(length) > rows.kept_pitch:
+        return NULL
+    return <real*>rows.kept + (j * rows.kept_pitch + k0)
+
+
+cdef inline void keep_power(Rows* rows, int64_t j, int64_t k0, double n) noexcept nogil:
+    rows.kept_n[kept_power_at(rows, j, k0)] = n
+
+
+cdef inline real* given_e(Rows* rows, int64_t j, const real* x, int64_t k0, int64_t length,
+                          const scaling* scale, char* room, real* shift) noexcept nogil:
+    # A block's e, and what they are to be multiplied with: from what was kept, or again from x.
+    cdef real* e = kept_block(rows, j, k0, length, <real*>NULL)
+    cdef real k, low
+    cdef double steps
+    if e != NULL:
+        steps = rows.kept_n[kept_power_at(rows, j, k0)] - rows.n[j]
+        if least_shift(<real*>NULL) <= steps <= 0.0:
+            shift[0] = <real>sx_pow2(steps)
+            return e
+    e = <real*>(room + ROOM_E)
+    power_of(rows.n[j], &k, &low, scale)
+    exp_block(x, length, k, low, scale, e)
+    shift[0] = 1
+    return e
