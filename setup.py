@@ -53,6 +53,8 @@ walk_parts = [*sorted(glob.glob(WALK + "*.pxi")), *headers, "src/softxent/_contr
 extensions = [
     extension("_native", ["src/softxent/_native.pyx", "src/softxent/_pool.c"], [],
               ["src/softxent/_pool.h", "src/softxent/_control.h"]),
+    extension("_ready", ["src/softxent/_ready.pyx"], [],
+              ["src/softxent/_ready.h", "src/softxent/_control.h", *headers]),
     extension("backends.cython._bind", [WALK + "_bind.pyx"], [],
               headers),
     *(extension(f"backends.cython._walk_{level}", [f"{WALK}_walk_{level}.pyx"], flags, walk_parts)

@@ -29,7 +29,7 @@ ROAD = [
     {"softxent._warmup"},
     {"softxent._explain", "softxent._info", "softxent._diagnose"},
     {"softxent.losses", "softxent.pieces", "softxent.metrics", "softxent._row_stats"},
-    {"softxent._problem", "softxent._run"},
+    {"softxent._problem", "softxent._run", "softxent._small", "softxent._ready"},
     {"softxent._plan"},
     {"softxent.backends.cython", "softxent.backends.numba",
      "softxent.backends.reference"},

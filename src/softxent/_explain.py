@@ -24,6 +24,7 @@ def explain(
     loss: str = "cross_entropy",
     targets: str = "classes",
     grad: bool = True,
+    grad_out: bool = False,
     backend: str | None = None,
     n_threads: int | None = None,
 ) -> Plan:
@@ -43,6 +44,8 @@ def explain(
         Kind of targets.
     grad : bool
         With the gradient?
+    grad_out : bool
+        Into a given `grad_out`, apart from the logits?
     backend, n_threads
         As the call would pass them.
 
@@ -64,7 +67,7 @@ def explain(
     >>> sx.explain((1024, 32000), backend="numpy").backend
     'numpy'
     """
-    key = key_of(dtype, order, loss, targets, grad)
+    key = key_of(dtype, order, loss, targets, grad)._replace(apart=grad and grad_out)
     shape = tuple(map(operator.index, shape))
     if not shape or min(shape) < 0 or shape[-1] == 0:
         raise ValueError(f"shape must be (..., C) with C >= 1, got {shape}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import platform
+import re
+from pathlib import Path
 
 from softxent._settings import environment
 from softxent._threads import native
@@ -44,6 +46,26 @@ def _level_of_llvm() -> str:
         needed |= _FEATURES[level]
         best = level if needed <= has else best
     return best
+
+
+#: Bytes of a last-level cache where the system does not say: a server's of 8 cores or so.
+USUAL_CACHE = 32 << 20
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+@functools.cache
+def last_level_cache() -> int:
+    """Return the bytes of the largest cache of the first processor."""
+    found = []
+    try:
+        for text in (path.read_text() for path in _CACHES.glob("index*/size")):
+            match = re.fullmatch(r"(\d+)([KMG]?)\s*", text)
+            if match:
+                found.append(int(match[1]) * _UNITS[match[2]])
+    except OSError:
+        pass
+    return max(found, default=USUAL_CACHE)
 
 
 def usable_levels() -> tuple[str, ...]:

@@ -78,6 +78,16 @@ class Problem:
     given_out: NDArray[np.floating] | None
     inputs: dict[str, NDArray[Any]]
 
+    @property
+    def n_rows(self) -> int:
+        """`Call.n_rows`."""
+        return self.call.n_rows
+
+    @property
+    def n_classes(self) -> int:
+        """`Call.n_classes`."""
+        return self.call.n_classes
+
 
 def normalise(
     spec: Spec,
@@ -210,7 +220,7 @@ def normalise(
                 check_probabilities(call, last, z.ndim)
 
     key = Key(call.op, dtype, _order(call.logits), wants_map, kind, call.temperature != 1.0,
-              call.has_options)
+              call.has_options, given_out is not None and not np.may_share_memory(given_out, z))
     return Problem(call, key, reduction, d, rows_shape, z, last, out, given_out, inputs)
 
 
@@ -381,8 +391,8 @@ def hessian_of(problem: Problem, scale: float, floor: float,
         if np.may_share_memory(out, problem.logits):
             check_soft_targets(problem)
     second = replace(call, op=Op.HESSIAN, scale=scale, floor=floor, upstream=None)
-    return replace(problem, call=second, key=problem.key._replace(op=Op.HESSIAN), out=out,
-                   given_out=given_out)
+    return replace(problem, call=second, out=out, given_out=given_out,
+                   key=problem.key._replace(op=Op.HESSIAN, apart=False))
 
 
 def rows_output(problem: Problem, out: NDArray[np.floating] | None, name: str,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softxent import _threads
+from softxent import _small, _threads
 from softxent._plan import Plan, select
 from softxent._problem import Problem, check_soft_targets, classes_last
 from softxent._sums import tree_sum
@@ -18,7 +18,9 @@ from softxent.backends import backend
 from softxent.backends._contract import Op
 
 
-def evaluate(problem: Problem, requested: str | None, n_threads: int | None) -> tuple[Any, Any]:
+def evaluate(
+    problem: Problem | _small.Ready, requested: str | None, n_threads: int | None
+) -> tuple[Any, Any]:
     """Plan `problem` and carry it out.
 
     Returns
@@ -28,13 +30,17 @@ def evaluate(problem: Problem, requested: str | None, n_threads: int | None) -> 
     map
         The array of the logits' shape, or None if the problem does not want one.
     """
-    call = problem.call
-    plan = select(problem.key, call.n_rows, call.n_classes, requested, n_threads)
+    plan = select(problem.key, problem.n_rows, problem.n_classes, requested, n_threads)
     return execute(plan, problem)
 
 
-def execute(plan: Plan, problem: Problem) -> tuple[Any, Any]:
+def execute(plan: Plan, problem: Problem | _small.Ready) -> tuple[Any, Any]:
     """Carry `plan` out; see `evaluate`."""
+    if isinstance(problem, _small.Ready):
+        kernel = backend(plan.backend).kernel(problem.key, plan.isa)
+        if kernel is not None:
+            return problem.run(kernel, plan.grain, plan.n_threads, plan.streams)
+        problem = problem.plain()
     call = problem.call
     keeps_rows = problem.reduction == "none"
     # One value a row; float64 where it is to be summed unrounded.
@@ -54,9 +60,7 @@ def execute(plan: Plan, problem: Problem) -> tuple[Any, Any]:
         if out is not None:
             out.fill(0.0)
         return 0.0, result
-    import os
-    if out is not None and os.environ.get("STREAM") and problem.given_out is not None and not np.shares_memory(out, problem.logits):
-        call.streams = True
+    call.streams = plan.streams
     if call.n_rows:
         task = backend(plan.backend).bind(call, plan.isa)
         _threads.run(task, call.n_rows, plan.grain, plan.n_threads)

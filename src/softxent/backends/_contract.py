@@ -58,6 +58,9 @@ class Key(NamedTuple):
         Whether there is one (other than 1).
     options
         Whether there is another that changes what a row's value is: `Call.has_options`.
+    apart
+        Whether the map's memory is the caller's and shares nothing with the logits: its pages are
+        there, and in no cache of this call's.
     """
 
     op: Op
@@ -67,6 +70,7 @@ class Key(NamedTuple):
     targets: str = ""
     temperature: bool = False
     options: bool = False
+    apart: bool = False
 
 
 @dataclass(slots=True)
@@ -249,3 +253,7 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def bind(self, call: Call, isa: str) -> Task:
         """Return the task that evaluates `call` with the instruction set that `isa()` gave."""
+
+    def kernel(self, key: Key, isa: str) -> int | None:
+        """Return the address of the kernel that serves `key` with `call.h`'s arguments, or None."""
+        return None

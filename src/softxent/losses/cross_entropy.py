@@ -7,7 +7,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from softxent._problem import normalise
+from softxent import _small
 from softxent._run import evaluate
 from softxent.backends._contract import Op
 from softxent.losses._spec import COMMON, Spec
@@ -147,10 +147,11 @@ def cross_entropy(
     >>> print(f"{sx.cross_entropy(np.array([40.0, 0.0]), 0):.6g}")
     4.24835e-18
     """
-    problem = normalise(SPEC, logits, targets, axis=axis, class_weight=class_weight,
-                        ignore_index=ignore_index, label_smoothing=label_smoothing,
-                        temperature=temperature, softcap=softcap, z_loss=z_loss,
-                        sample_weight=sample_weight, reduction=reduction, divisor=divisor)
+    problem = _small.normalise(
+        SPEC, logits, targets, axis=axis, class_weight=class_weight, ignore_index=ignore_index,
+        label_smoothing=label_smoothing, temperature=temperature, softcap=softcap, z_loss=z_loss,
+        sample_weight=sample_weight, reduction=reduction, divisor=divisor
+    )
     loss: float | NDArray[np.floating] = evaluate(problem, backend, n_threads)[0]
     return loss
 
@@ -239,9 +240,10 @@ def cross_entropy_with_grad(
     [[-0.078103  0.057098  0.021005]
      [ 0.022639  0.454721 -0.477361]]
     """
-    problem = normalise(SPEC, logits, targets, axis=axis, class_weight=class_weight,
-                        ignore_index=ignore_index, label_smoothing=label_smoothing,
-                        temperature=temperature, softcap=softcap, z_loss=z_loss,
-                        sample_weight=sample_weight, reduction=reduction, divisor=divisor,
-                        wants_map=True, out=grad_out, out_name="grad_out", upstream=upstream)
+    problem = _small.normalise(
+        SPEC, logits, targets, axis=axis, class_weight=class_weight, ignore_index=ignore_index,
+        label_smoothing=label_smoothing, temperature=temperature, softcap=softcap, z_loss=z_loss,
+        sample_weight=sample_weight, reduction=reduction, divisor=divisor, wants_map=True,
+        out=grad_out, out_name="grad_out", upstream=upstream
+    )
     return evaluate(problem, backend, n_threads)

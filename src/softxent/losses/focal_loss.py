@@ -7,7 +7,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from softxent._problem import normalise
+from softxent import _small
 from softxent._run import evaluate
 from softxent.backends._contract import Op
 from softxent.losses._spec import COMMON, Spec
@@ -108,10 +108,11 @@ def focal_loss(
     >>> print(sx.focal_loss(logits, [0, 2], reduction="none").round(6))
     [0.004144 2.821001]
     """
-    problem = normalise(SPEC, logits, targets, gamma=gamma, axis=axis, class_weight=class_weight,
-                        ignore_index=ignore_index, temperature=temperature, softcap=softcap,
-                        z_loss=z_loss, sample_weight=sample_weight, reduction=reduction,
-                        divisor=divisor)
+    problem = _small.normalise(
+        SPEC, logits, targets, gamma=gamma, axis=axis, class_weight=class_weight,
+        ignore_index=ignore_index, temperature=temperature, softcap=softcap, z_loss=z_loss,
+        sample_weight=sample_weight, reduction=reduction, divisor=divisor
+    )
     loss: float | NDArray[np.floating] = evaluate(problem, backend, n_threads)[0]
     return loss
 
@@ -188,9 +189,10 @@ def focal_loss_with_grad(
     [[-0.005403  0.00395   0.001453]
      [ 0.026693  0.536148 -0.562842]]
     """
-    problem = normalise(SPEC, logits, targets, gamma=gamma, axis=axis, class_weight=class_weight,
-                        ignore_index=ignore_index, temperature=temperature, softcap=softcap,
-                        z_loss=z_loss, sample_weight=sample_weight, reduction=reduction,
-                        divisor=divisor, wants_map=True, out=grad_out, out_name="grad_out",
-                        upstream=upstream)
+    problem = _small.normalise(
+        SPEC, logits, targets, gamma=gamma, axis=axis, class_weight=class_weight,
+        ignore_index=ignore_index, temperature=temperature, softcap=softcap, z_loss=z_loss,
+        sample_weight=sample_weight, reduction=reduction, divisor=divisor, wants_map=True,
+        out=grad_out, out_name="grad_out", upstream=upstream
+    )
     return evaluate(problem, backend, n_threads)

@@ -7,7 +7,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from softxent._problem import normalise
+from softxent import _small
 from softxent._run import evaluate
 from softxent.backends._contract import Op
 from softxent.losses._spec import COMMON, Spec
@@ -79,9 +79,10 @@ def nll_loss(
     >>> print(f"{sx.nll_loss(log_probs, [0, 2]):.6f}")
     1.632384
     """
-    problem = normalise(SPEC, log_probs, targets, axis=axis, class_weight=class_weight,
-                        ignore_index=ignore_index, sample_weight=sample_weight,
-                        reduction=reduction, divisor=divisor)
+    problem = _small.normalise(
+        SPEC, log_probs, targets, axis=axis, class_weight=class_weight, ignore_index=ignore_index,
+        sample_weight=sample_weight, reduction=reduction, divisor=divisor
+    )
     loss: float | NDArray[np.floating] = evaluate(problem, backend, n_threads)[0]
     return loss
 
@@ -150,8 +151,9 @@ def nll_loss_with_grad(
     [[-0.5  0.   0. ]
      [ 0.   0.  -0.5]]
     """
-    problem = normalise(SPEC, log_probs, targets, axis=axis, class_weight=class_weight,
-                        ignore_index=ignore_index, sample_weight=sample_weight,
-                        reduction=reduction, divisor=divisor, wants_map=True, out=grad_out,
-                        out_name="grad_out", upstream=upstream)
+    problem = _small.normalise(
+        SPEC, log_probs, targets, axis=axis, class_weight=class_weight, ignore_index=ignore_index,
+        sample_weight=sample_weight, reduction=reduction, divisor=divisor, wants_map=True,
+        out=grad_out, out_name="grad_out", upstream=upstream
+    )
     return evaluate(problem, backend, n_threads)

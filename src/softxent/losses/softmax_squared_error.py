@@ -7,7 +7,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from softxent._problem import normalise
+from softxent import _small
 from softxent._run import evaluate
 from softxent.backends._contract import Op
 from softxent.losses._spec import COMMON, Spec
@@ -92,9 +92,10 @@ def softmax_squared_error(
     >>> print(sx.softmax_squared_error(logits, [0, 2], reduction="none").round(6))
     [0.019603 0.870315]
     """
-    problem = normalise(SPEC, logits, targets, axis=axis, ignore_index=ignore_index,
-                        temperature=temperature, sample_weight=sample_weight, reduction=reduction,
-                        divisor=divisor)
+    problem = _small.normalise(
+        SPEC, logits, targets, axis=axis, ignore_index=ignore_index, temperature=temperature,
+        sample_weight=sample_weight, reduction=reduction, divisor=divisor
+    )
     loss: float | NDArray[np.floating] = evaluate(problem, backend, n_threads)[0]
     return loss
 
@@ -170,8 +171,9 @@ def softmax_squared_error_with_grad(
     >>> print(grad.round(6))
     [[ 9.1e-05 -9.1e-05]]
     """
-    problem = normalise(SPEC, logits, targets, axis=axis, ignore_index=ignore_index,
-                        temperature=temperature, sample_weight=sample_weight, reduction=reduction,
-                        divisor=divisor, wants_map=True, out=grad_out, out_name="grad_out",
-                        upstream=upstream)
+    problem = _small.normalise(
+        SPEC, logits, targets, axis=axis, ignore_index=ignore_index, temperature=temperature,
+        sample_weight=sample_weight, reduction=reduction, divisor=divisor, wants_map=True,
+        out=grad_out, out_name="grad_out", upstream=upstream
+    )
     return evaluate(problem, backend, n_threads)

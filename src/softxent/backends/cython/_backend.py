@@ -88,6 +88,10 @@ class Cython(Backend):
         level, reason = self._choose()
         return None if level else reason
 
+    def kernel(self, key: Key, isa: str) -> int | None:
+        """Return the walk's address."""
+        return _binder(isa)[1][8 if key.dtype == "float64" else 4]
+
     def bind(self, call: Call, isa: str) -> Task:
         """Return the task that evaluates `call` at level `isa`."""
         bound, kernels = _binder(isa)

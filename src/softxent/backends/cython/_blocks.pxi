@@ -160,17 +160,24 @@ cdef inline const real* soft_block(const sx_call* call, Rows* rows, int64_t j, i
     return room
 
 
+cdef inline bint sees_ahead(const sx_call* call) noexcept nogil:
+    # Whether a block's logits are what its row's softmax is of, where they are.
+    return call.logits.direct == SX_IN_PLACE and call.softcap == 0.0
+
+
 cdef void reduce_given(const sx_call* call, Rows* rows, int64_t j, const real* x,
-                              const real* t, int64_t k0, int64_t length, const scaling* scale,
-                              const sx_scale* half, char* room) noexcept nogil:
-    # A block of the logits as they are given.
+                              const real* t, int64_t k0, int64_t length, real top,
+                              const scaling* scale, const sx_scale* half, char* room) noexcept nogil:
+    # A block of the logits as they are given; top: its largest, of calls that see ahead.
     cdef real* z = <real*>(room + ROOM_CAPPED)
     if rows.lane[j] != FAST:
         return
     if call.softcap != 0.0:
         cap(call, half, x, length, z, <real*>NULL)
         x = z
-    reduce_block(call, rows, j, x, t, k0, length, scale, room)
+    if not sees_ahead(call):
+        top = block_top(x, length)
+    reduce_block(call, rows, j, x, t, k0, length, top, scale, room)
 
 
 cdef void map_given(const sx_call* call, Rows* rows, int64_t j, const real* x, const real* t,

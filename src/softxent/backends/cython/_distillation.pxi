@@ -109,8 +109,8 @@ cdef void block_gaps(const real* x, const real* u, int64_t length, real top_z, r
         e = <double>exp_of(u[i + j], k, low, scale)
         mixes[j] += e * gap_of(u[i + j], top_u)
         crosses[j] += e * gap_of(x[i + j], top_z)
-    mix[0] = fold_sum(mixes)
-    cross[0] = fold_sum(crosses)
+    mix[0] = sx_fold_lanes(mixes)
+    cross[0] = sx_fold_lanes(crosses)
 
 
 cdef bint has_excluded(const real* x, const real* u, int64_t length) noexcept nogil:
@@ -136,10 +136,12 @@ cdef void reduce_parts(Distillation* d, int64_t j, const real* x, const real* u,
     cdef double n = teacher.n[j], top_z = student.top[j], top_u = teacher.top[j], shift, mix, cross
     cdef double so_far = (teacher.rest[j] + teacher.carry[j]) + teacher.e_top[j]
     cdef real k, low
-    reduce_block(&d.student, student, j, x, <const real*>NULL, k0, length, scale, room)
-    reduce_block(&d.teacher, teacher, j, u, <const real*>NULL, k0, length, scale, room)
+    cdef real largest = block_top(x, length)
+    reduce_block(&d.student, student, j, x, <const real*>NULL, k0, length, largest, scale, room)
+    reduce_block(&d.teacher, teacher, j, u, <const real*>NULL, k0, length, block_top(u, length), scale,
+                 room)
     if has_hard(d, j, FAST):
-        reduce_block(&d.hard, &d.of_hard, j, x, <const real*>NULL, k0, length, &unit, room)
+        reduce_block(&d.hard, &d.of_hard, j, x, <const real*>NULL, k0, length, largest, &unit, room)
     if student.lane[j] != FAST or teacher.lane[j] != FAST:
         return
     if has_excluded(x, u, length):

@@ -15,9 +15,11 @@ cdef inline bint keeps(const sx_call* call) noexcept nogil:
             and not is_squared(call))
 
 
-cdef inline void keep_rows(Rows* rows, char* kept, int64_t together, real* unused) noexcept nogil:
-    rows.kept = kept
-    rows.kept_pitch = SX_KEPT // (sizeof(real) * together) & ~<int64_t>(LANES - 1)
+cdef inline void keep_rows(Rows* rows, char* kept, int64_t turn, int64_t together,
+                           real* unused) noexcept nogil:
+    # In the half of `kept` that is this turn's; NULL: nowhere.
+    rows.kept = kept + turn * (SX_KEPT // 2) if kept != NULL else NULL
+    rows.kept_pitch = (SX_KEPT // 2) // (sizeof(real) * together) & ~<int64_t>(LANES - 1)
 
 
 cdef inline int64_t kept_power_at(Rows* rows, int64_t j, int64_t k0) noexcept nogil:
@@ -36,6 +38,17 @@ cdef inline void keep_power(Rows* rows, int64_t j, int64_t k0, double n) noexcep
     rows.kept_n[kept_power_at(rows, j, k0)] = n
 
 
+cdef inline double kept_steps(Rows* rows, int64_t j, int64_t k0) noexcept nogil:
+    return rows.kept_n[kept_power_at(rows, j, k0)] - rows.n[j]
+
+
+cdef inline bint has_kept(const sx_call* call, Rows* rows, int64_t j, int64_t k0, int64_t length,
+                          real* unused) noexcept nogil:
+    # Whether a block's map needs no logits.
+    return (kept_block(rows, j, k0, length, unused) != NULL and not is_wide(call, rows, j)
+            and least_shift(unused) <= kept_steps(rows, j, k0) <= 0.0)
+
+
 cdef inline real* given_e(Rows* rows, int64_t j, const real* x, int64_t k0, int64_t length,
                           const scaling* scale, char* room, real* shift) noexcept nogil:
     # A block's e, and what they are to be multiplied with: from what was kept, or again from x.
@@ -43,7 +56,7 @@ cdef inline real* given_e(Rows* rows, int64_t j, const real* x, int64_t k0, int6
     cdef real k, low
     cdef double steps
     if e != NULL:
-        steps = rows.kept_n[kept_power_at(rows, j, k0)] - rows.n[j]
+        steps = kept_steps(rows, j, k0)
         if least_shift(<real*>NULL) <= steps <= 0.0:
             shift[0] = <real>sx_pow2(steps)
             return e

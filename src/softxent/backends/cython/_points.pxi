@@ -383,7 +383,7 @@ cdef void compute_near(const sx_call* call, const real* x, const real* t, real* 
                 (<float*>call.out_rows)[first + i + j] = <float>own_values[j]
         i += LANES
     if call.summed:
-        (<double*>call.out_rows)[piece] = fold_sum(lanes)
+        (<double*>call.out_rows)[piece] = sx_fold_lanes(lanes)
 
 
 cdef int64_t walk_points(const sx_call* call, int64_t lo, int64_t hi, sx_control* control,

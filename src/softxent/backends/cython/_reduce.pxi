@@ -1,57 +1,14 @@
 # ---- reduce: C > 64 ------------------------------------------------------------------------------
 
-# Folds of 64 lanes, 32, 16, 8, 4, 2, 1 apart; lengths written out, for loops of a known length
-# become vectors.
-
 cdef inline real larger(real a, real b) noexcept nogil:
     return b if b > a else a
 
 
-cdef inline real fold_top(real* lanes) noexcept nogil:
-    cdef int j
-    for j in range(32):
-        lanes[j] = larger(lanes[j], lanes[j + 32])
-    for j in range(16):
-        lanes[j] = larger(lanes[j], lanes[j + 16])
-    for j in range(8):
-        lanes[j] = larger(lanes[j], lanes[j + 8])
-    for j in range(4):
-        lanes[j] = larger(lanes[j], lanes[j + 4])
-    return larger(larger(lanes[0], lanes[2]), larger(lanes[1], lanes[3]))
-
-
-cdef inline double fold_sum(double* lanes) noexcept nogil:
-    cdef int j
-    for j in range(32):
-        lanes[j] += lanes[j + 32]
-    for j in range(16):
-        lanes[j] += lanes[j + 16]
-    for j in range(8):
-        lanes[j] += lanes[j + 8]
-    for j in range(4):
-        lanes[j] += lanes[j + 4]
-    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
-
-
-cdef real block_top(const real* x, int64_t length) noexcept nogil:
-    cdef real lanes[LANES]
-    cdef real a
-    cdef int64_t i, j
-    for j in range(LANES):
-        lanes[j] = -INFINITY
-    i = 0
-    while i + STRIPE <= length:
-        for j in range(LANES):
-            a = larger(larger(lanes[j], x[i + j]), x[i + LANES + j])
-            lanes[j] = larger(larger(a, x[i + 2 * LANES + j]), x[i + 3 * LANES + j])
-        i += STRIPE
-    while i + LANES <= length:
-        for j in range(LANES):
-            lanes[j] = larger(lanes[j], x[i + j])
-        i += LANES
-    for j in range(length - i):
-        lanes[j] = larger(lanes[j], x[i + j])
-    return fold_top(lanes)
+cdef inline real block_top(const real* x, int64_t length) noexcept nogil:
+    if real is float:
+        return sx_top_f32(x, length)
+    else:
+        return sx_top_f64(x, length)
 
 
 cdef inline int64_t first_place(const real* x, int64_t length, real value) noexcept nogil:
@@ -65,57 +22,88 @@ cdef inline int64_t whole_lanes(int64_t length) noexcept nogil:
     return (length + LANES - 1) & ~<int64_t>(LANES - 1)
 
 
-cdef void exp_block(const real* x, int64_t length, real k, real low, const scaling* scale,
-                    real* e) noexcept nogil:
-    # e, apart from x, has room for whole lanes: +0 behind `length`. The next block is fetched
-    # meanwhile, for its maximum is a loop that waits for memory, and this one does not.
+cdef inline void exp_part(const real* x, int64_t length, real k, real low, const scaling* scale,
+                          real* e) noexcept nogil:
+    # Up to STRIPE of them; e, apart from x, has room for whole lanes: +0 behind `length`.
     cdef real tail[LANES]
     cdef int64_t i = 0, j
-    while i + STRIPE <= length:
-        sx_prefetch(<const char*>(x + i) + AHEAD, STRIPE * sizeof(real))
+    # What comes the block after the next is fetched meanwhile.
+    sx_prefetch(<const char*>x + AHEAD, length * sizeof(real))
+    if length == STRIPE:
         for j in range(STRIPE):
-            e[i + j] = exp_of(x[i + j], k, low, scale)
-        i += STRIPE
+            e[j] = exp_of(x[j], k, low, scale)
+        return
     while i + LANES <= length:
         for j in range(LANES):
             e[i + j] = exp_of(x[i + j], k, low, scale)
         i += LANES
     if i < length:
-        for j in range(LANES):
-            tail[j] = -INFINITY
-        for j in range(length - i):
-            tail[j] = x[i + j]
-        for j in range(LANES):
-            e[i + j] = exp_of(tail[j], k, low, scale)
+        if real is float:
+            sx_copy_tail_f32(x + i, length - i, tail)
+        else:
+            sx_copy_tail_f64(x + i, length - i, tail)
+        if length - i > LANES // 2:
+            for j in range(LANES):
+                e[i + j] = exp_of(tail[j], k, low, scale)
+        else:
+            for j in range(LANES // 2):
+                e[i + j] = exp_of(tail[j], k, low, scale)
+            for j in range(LANES // 2):
+                e[i + LANES // 2 + j] = 0
 
 
-cdef double lane_sum(const real* e, int64_t length) noexcept nogil:
-    # Of whole lanes: four terms of a lane in the logits' precision, then widened.
+cdef void exp_block(const real* x, int64_t length, real k, real low, const scaling* scale,
+                    real* e) noexcept nogil:
+    cdef int64_t i = 0
+    while i < length:
+        exp_part(x + i, min(length - i, STRIPE), k, low, scale, e + i)
+        i += STRIPE
+
+
+cdef inline real take(real* e, int64_t place) noexcept nogil:
+    cdef real taken = 0
+    if place >= 0:
+        taken = e[place]
+        e[place] = 0
+    return taken
+
+
+cdef inline void put_back(real* e, int64_t place, real taken) noexcept nogil:
+    if place >= 0:
+        e[place] = taken
+
+
+cdef inline int64_t within(int64_t place, int64_t start) noexcept nogil:
+    return place - start if start <= place < start + STRIPE else -1
+
+
+cdef double exp_and_sum(const real* x, int64_t length, int64_t place_1, int64_t place_2, real k,
+                        real low, const scaling* scale, real* e) noexcept nogil:
+    # The e of a block, and the sum of all but two of them (-1: none), which are not the same.
     cdef double lanes[LANES]
-    cdef real terms[LANES]
-    cdef int64_t i = 0, j
+    cdef int64_t i = 0, j, part, at_1, at_2
     for j in range(LANES):
         lanes[j] = 0.0
-    while i + STRIPE <= length:
-        for j in range(LANES):
-            lanes[j] += <double>(((e[i + j] + e[i + LANES + j]) + e[i + 2 * LANES + j])
-                                 + e[i + 3 * LANES + j])
+    while i < length:
+        part = min(length - i, STRIPE)
+        at_1 = within(place_1, i)
+        at_2 = within(place_2, i)
+        exp_part(x + i, part, k, low, scale, e + i)
+        if at_1 < 0 and at_2 < 0:
+            if real is float:
+                sx_add_stripe_f32(e + i, whole_lanes(part), lanes)
+            else:
+                sx_add_stripe_f64(e + i, whole_lanes(part), lanes)
+        elif real is float:
+            sx_add_stripe_but_f32(e + i, whole_lanes(part), at_1, at_2, lanes)
+        else:
+            sx_add_stripe_but_f64(e + i, whole_lanes(part), at_1, at_2, lanes)
         i += STRIPE
-    if i < length:
-        for j in range(LANES):
-            terms[j] = e[i + j]
-        i += LANES
-        while i < length:
-            for j in range(LANES):
-                terms[j] += e[i + j]
-            i += LANES
-        for j in range(LANES):
-            lanes[j] += <double>terms[j]
-    return fold_sum(lanes)
+    return sx_fold_lanes(lanes)
 
 
 cdef double lane_squares(const real* e, int64_t length) noexcept nogil:
-    # The same of e^2.
+    # Of e^2, added as e are.
     cdef double lanes[LANES]
     cdef real terms[LANES]
     cdef int64_t i = 0, j
@@ -131,7 +119,7 @@ cdef double lane_squares(const real* e, int64_t length) noexcept nogil:
             i += LANES
         for j in range(LANES):
             lanes[j] += <double>terms[j]
-    return fold_sum(lanes)
+    return sx_fold_lanes(lanes)
 
 
 cdef inline void merge_block(Rows* rows, int64_t j, double n, double top, int64_t k_top,
@@ -168,7 +156,7 @@ cdef double block_sum(const real* u, int64_t length) noexcept nogil:
         i += LANES
     for j in range(length - i):
         lanes[j] += <double>u[i + j]
-    return fold_sum(lanes)
+    return sx_fold_lanes(lanes)
 
 
 cdef inline double gap_of(real x, real top) noexcept nogil:
@@ -199,7 +187,7 @@ cdef double block_gap(const real* x, const real* u, int64_t length, real top) no
             i += LANES
         for j in range(length - i):
             lanes[j] += <double>u[i + j] * gap_of(x[i + j], top)
-    return fold_sum(lanes)
+    return sx_fold_lanes(lanes)
 
 
 cdef double block_mix(const real* x, int64_t length, real top, real k, real low,
@@ -216,7 +204,7 @@ cdef double block_mix(const real* x, int64_t length, real top, real k, real low,
         i += LANES
     for j in range(length - i):
         lanes[j] += <double>exp_of(x[i + j], k, low, scale) * gap_of(x[i + j], top)
-    return fold_sum(lanes)
+    return sx_fold_lanes(lanes)
 
 
 cdef double block_self(const real* t, int64_t length) noexcept nogil:
@@ -232,7 +220,7 @@ cdef double block_self(const real* t, int64_t length) noexcept nogil:
         i += LANES
     for j in range(length - i):
         lanes[j] += sx_self_information(<double>t[i + j])
-    return fold_sum(lanes)
+    return sx_fold_lanes(lanes)
 
 
 cdef double block_squares(const real* t, int64_t length) noexcept nogil:
@@ -248,7 +236,7 @@ cdef double block_squares(const real* t, int64_t length) noexcept nogil:
         i += LANES
     for j in range(length - i):
         lanes[j] += <double>t[i + j] * <double>t[i + j]
-    return fold_sum(lanes)
+    return sx_fold_lanes(lanes)
 
 
 cdef double block_cross(const real* e, const real* t, int64_t length) noexcept nogil:
@@ -264,7 +252,7 @@ cdef double block_cross(const real* e, const real* t, int64_t length) noexcept n
         i += LANES
     for j in range(length - i):
         lanes[j] += <double>e[i + j] * <double>t[i + j]
-    return fold_sum(lanes)
+    return sx_fold_lanes(lanes)
 
 
 cdef inline bint is_positive(real t) noexcept nogil:
@@ -419,21 +407,20 @@ cdef void reduce_soft(const sx_call* call, Rows* rows, int64_t j, const real* x,
 
 
 cdef inline void reduce_block(const sx_call* call, Rows* rows, int64_t j, const real* x,
-                              const real* t, int64_t k0, int64_t length, const scaling* scale,
-                              char* room) noexcept nogil:
-    # t: the block's probabilities, or NULL.
+                              const real* t, int64_t k0, int64_t length, real real_top,
+                              const scaling* scale, char* room) noexcept nogil:
+    # t: the block's probabilities, or NULL; real_top: its largest logit.
     cdef double limit = limit_of(<real*>NULL, scale), top, n, rest, e_top = 0.0
     cdef double square = 0.0, cross = 0.0
     cdef double far = limit + SX_OUT_OF_REACH / inverse_of(scale)
     cdef int64_t place = -1, y = rows.y[j], y_place = -1
     cdef real* e
-    cdef real real_top, k, low, at_place = 0, at_y = 0
+    cdef real k, low, at_place = 0, at_y = 0
     if rows.lane[j] != FAST:
         return
     if k0 <= y < k0 + length:
         y_place = y - k0
         rows.z_y[j] = x[y_place]
-    real_top = block_top(x, length)
     top = real_top
     if top > limit:
         rows.lane[j] = SLOW
@@ -452,28 +439,21 @@ cdef inline void reduce_block(const sx_call* call, Rows* rows, int64_t j, const 
         e = <real*>(room + ROOM_E)
     else:
         keep_power(rows, j, k0, n if top > -INFINITY else -INFINITY)
-    exp_block(x, length, k, low, scale, e)
     if top > -INFINITY:
         place = first_place(x, length, real_top)
-        if k0 + place != y:
-            e_top = e[place]
-        at_place = e[place]
-        e[place] = 0
-    if y_place >= 0 and y_place != place:
-        at_y = e[y_place]
-        e[y_place] = 0
-    rest = lane_sum(e, whole_lanes(length))
+    if place == y_place:
+        y_place = -1
+    rest = exp_and_sum(x, length, place, y_place, k, low, scale, e)
+    if top > -INFINITY and k0 + place != y:
+        e_top = e[place]
     if call.op == SQUARED_ERROR:
+        at_place = take(e, place)
+        at_y = take(e, y_place)
         square = lane_squares(e, whole_lanes(length))
-        if place >= 0:
-            e[place] = at_place
+        put_back(e, place, at_place)
         if t != NULL:
             cross = block_cross(e, t, length)
         merge_squares(rows, j, n, top, square + e_top * e_top, cross)
-    if place >= 0:
-        e[place] = at_place
-    if y_place >= 0 and y_place != place:
-        e[y_place] = at_y
     if call.op == ENTROPY:
         power_of(n - MIX_POWER, &k, &low, scale)
         merge_mix(rows, j, n, top, rest + e_top, block_mix(x, length, real_top, k, low, scale))

@@ -114,6 +114,17 @@ cdef extern from "lanes.h" nogil:
     void sx_prefetch(const char* p, int64_t bytes)
     int64_t sx_first_place_f32(const float* x, int64_t length, float value)
     int64_t sx_first_place_f64(const double* x, int64_t length, double value)
+    float sx_top_f32(const float* x, int64_t length)
+    double sx_top_f64(const double* x, int64_t length)
+    void sx_add_stripe_f32(const float* e, int64_t length, double* lanes)
+    void sx_add_stripe_f64(const double* e, int64_t length, double* lanes)
+    void sx_add_stripe_but_f32(float* e, int64_t length, int64_t place_1, int64_t place_2,
+                               double* lanes)
+    void sx_add_stripe_but_f64(double* e, int64_t length, int64_t place_1, int64_t place_2,
+                               double* lanes)
+    double sx_fold_lanes(double* lanes)
+    void sx_copy_tail_f32(const float* x, int64_t length, float* to)
+    void sx_copy_tail_f64(const double* x, int64_t length, double* to)
     void sx_columns_of_rows_f32(const float* rows, int64_t count, int64_t classes, int64_t pitch,
                                 float* columns)
     void sx_rows_of_columns_f32(const float* columns, int64_t count, int64_t classes, int64_t pitch,
@@ -226,13 +237,13 @@ cdef enum:
     ROOM_MASS = 163840        # times the class weights
     ROOM_OUT = 172032         # a result that is yet to be made 16-bit
     ROOM_E = 180224           # a block's e that nobody keeps
-    # How far ahead a block's exp fetches: the next block of float32.
-    AHEAD = 4096
-    # Blocks whose power is kept: what SX_KEPT holds of float32, and a shorter one a row.
+    # How far ahead a block's exp fetches: the next block of float32 but one, for the next has been read.
+    AHEAD = 8192
+    # Blocks whose power is kept: what half of SX_KEPT holds of float32, and a shorter one a row.
     KEPT_POWERS = 96
-    # Longest stretch of rows (elements) between the passes, where e is kept (so many float32 are
-    # half of SX_KEPT), and where it is not: half of the smallest usual L1.
-    NEAR_KEPT = 32768
+    # Longest stretch of rows (elements) between the passes, where e is kept: a quarter of SX_KEPT, of
+    # float32; and where it is not: half of the smallest usual L1.
+    NEAR_KEPT = 16384
     NEAR = 4096
 
 # Factors within these bounds are applied in the logits' precision, others in float64: up to here
@@ -625,45 +636,90 @@ cdef inline int64_t block_length(int64_t k0, int64_t classes) noexcept nogil:
     return BLOCK if classes - k0 > BLOCK else classes - k0
 
 
-cdef int walk_rows(const sx_call* call, Rows* rows, int64_t first, const scaling* scale,
+cdef struct Place:
+    # Where the map of some rows stands.
+    int64_t j
+    int64_t k0
+
+
+cdef int map_next(const sx_call* call, Rows* rows, Place* at, const scaling* scale,
+                  const sx_scale* half, sx_control* control, char* room,
+                  real* unused) noexcept nogil:
+    # A block of the map; behind the last row it does nothing.
+    cdef int64_t j = at.j, k0 = at.k0, length, stride = call.out_map.class_stride
+    cdef const real* x = NULL
+    cdef const real* t
+    cdef real* out
+    if j >= rows.count:
+        return 0
+    length = block_length(k0, call.n_classes)
+    if call.logits.direct == SX_IN_PLACE or not has_kept(call, rows, j, k0, length, unused):
+        x = row_block(call, rows, j, k0, length, <real*>(room + ROOM_BLOCK))
+    t = soft_block(call, rows, j, k0, length, <real*>(room + ROOM_TARGETS))
+    if call.out_map.direct == SX_IN_PLACE:
+        out = <real*>(rows.g[j] + k0 * stride)
+        map_given(call, rows, j, x, t, out, k0, length, scale, half, room)
+    elif rows.lane[j] == FAST:
+        out = <real*>(room + ROOM_OUT)
+        map_given(call, rows, j, x, t, out, k0, length, scale, half, room)
+        store_block(&call.out_map, rows.g[j] + k0 * stride, length, <const real*>out)
+    at.k0 = k0 + length
+    if at.k0 == call.n_classes:
+        at.k0 = 0
+        at.j = j + 1
+    return sx_tick(control, length)
+
+
+cdef int map_rest(const sx_call* call, Rows* rows, Place* at, const scaling* scale,
+                  const sx_scale* half, sx_control* control, char* room,
+                  real* unused) noexcept nogil:
+    # What is left of the map, rows that it leaves out, and the entries that are stored last.
+    while at.j < rows.count:
+        if map_next(call, rows, at, scale, half, control, room, unused):
+            return SX_STOPPED
+    return finish_map(call, rows, scale, control)
+
+
+cdef int walk_rows(const sx_call* call, Rows* rows, Rows* before, int64_t first, const scaling* scale,
                    const sx_scale* half, sx_control* control, char* room,
                    real* unused) noexcept nogil:
     # Classes side by side in memory, here and in the output: used where they are, or, of 16 bits,
-    # converted a block at a time.
+    # converted a block at a time. Where the map goes past the caches, it is that of the rows before,
+    # block by block in turn with the reduce, for one waits for memory and the other computes; else
+    # `before` is NULL, and the map finds these rows in the caches.
     cdef int64_t j, b, k0, length, classes = call.n_classes
     cdef const real* x
     cdef const real* t
-    cdef real* out
+    cdef real top, next_top = 0
+    cdef Place at = Place(0, 0)
+    if sees_ahead(call):
+        next_top = block_top(<const real*>rows.z[0], block_length(0, classes))
     for j in range(rows.count):
         for b in range(blocks_of(classes)):
             k0 = b * BLOCK
             length = block_length(k0, classes)
             x = row_block(call, rows, j, k0, length, <real*>(room + ROOM_BLOCK))
             t = soft_block(call, rows, j, k0, length, <real*>(room + ROOM_TARGETS))
-            reduce_given(call, rows, j, x, t, k0, length, scale, half, room)
+            # The next block's largest logit now: exp would wait for it.
+            top = next_top
+            if sees_ahead(call):
+                if k0 + length < classes:
+                    next_top = block_top(x + length, block_length(k0 + length, classes))
+                elif j + 1 < rows.count:
+                    next_top = block_top(<const real*>rows.z[j + 1], block_length(0, classes))
+            reduce_given(call, rows, j, x, t, k0, length, top, scale, half, room)
             if sx_tick(control, length):
                 return SX_STOPPED
+            if before != NULL and map_next(call, before, &at, scale, half, control, room, unused):
+                return SX_STOPPED
+    if before != NULL and map_rest(call, before, &at, scale, half, control, room, unused):
+        return SX_STOPPED
     if finish_reduce(call, rows, first, unused, scale, control):
         return SX_STOPPED
-    if call.out_map.rows.data == NULL:
+    if call.out_map.rows.data == NULL or before != NULL:
         return 0
-    for j in range(rows.count):
-        for b in range(blocks_of(classes)):
-            k0 = b * BLOCK
-            length = block_length(k0, classes)
-            x = row_block(call, rows, j, k0, length, <real*>(room + ROOM_BLOCK))
-            t = soft_block(call, rows, j, k0, length, <real*>(room + ROOM_TARGETS))
-            if call.out_map.direct == SX_IN_PLACE:
-                out = <real*>(rows.g[j] + k0 * call.out_map.class_stride)
-                map_given(call, rows, j, x, t, out, k0, length, scale, half, room)
-            elif rows.lane[j] == FAST:
-                out = <real*>(room + ROOM_OUT)
-                map_given(call, rows, j, x, t, out, k0, length, scale, half, room)
-                store_block(&call.out_map, rows.g[j] + k0 * call.out_map.class_stride, length,
-                            <const real*>out)
-            if sx_tick(control, length):
-                return SX_STOPPED
-    return finish_map(call, rows, scale, control)
+    at = Place(0, 0)
+    return map_rest(call, rows, &at, scale, half, control, room, unused)
 
 
 cdef int walk_tiles(const sx_call* call, Rows* rows, int64_t first, const scaling* scale,
@@ -685,7 +741,7 @@ cdef int walk_tiles(const sx_call* call, Rows* rows, int64_t first, const scalin
         for j in range(rows.count):
             reduce_given(call, rows, j, <const real*>(tile + j * BLOCK),
                          <const real*>(soft + j * BLOCK) if has_soft else <const real*>NULL,
-                         k0, length, scale, half, room)
+                         k0, length, block_top(tile + j * BLOCK, length), scale, half, room)
         if sx_tick(control, rows.count * length):
             return SX_STOPPED
     if finish_reduce(call, rows, first, unused, scale, control):
@@ -716,51 +772,65 @@ include "_distillation.pxi"
 
 cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* control,
                   const scaling* scale, real* unused) noexcept nogil:
-    cdef Rows rows
+    cdef Rows groups[2]    # the rows of a turn, and of the one before
+    cdef Rows* rows = &groups[0]
     cdef sx_cursor cursor
     cdef sx_scale half
+    cdef Place start = Place(0, 0)
     cdef char* room = sx_room()
     cdef char* kept = NULL
-    cdef int64_t i, together, near, classes = call.n_classes
+    cdef int64_t i, together, near, turn = 0, classes = call.n_classes
     cdef bint in_order = (
         call.logits.direct in (SX_IN_PLACE, SX_SIXTEEN)
         and (call.out_map.rows.data == NULL or call.out_map.direct in (SX_IN_PLACE, SX_SIXTEEN)))
+    cdef bint in_turn
     cdef int stopped = 0
     if call.softcap != 0.0:
         sx_scale_by(&half, 0.5 * call.softcap)
-    rows.half = &half
-    for i in range(GROUP):
-        rows.focus[i] = 1.0
-        rows.pull[i] = 1.0
     if classes <= SMALL:
         together = GROUP
     else:
-        if keeps(call):
+        if keeps(call) and call.op != NLL:
             kept = sx_kept_take()
         if in_order:
             near = NEAR if kept == NULL else NEAR_KEPT
             together = min(max(near // classes, 1), GROUP)
         else:
             together = TILE_BYTES // (BLOCK * sizeof(real))
-    keep_rows(&rows, kept, together, unused)
+    for turn in range(2):
+        rows = &groups[turn]
+        rows.count = 0
+        rows.half = &half
+        keep_rows(rows, kept, turn, together, unused)
+        for i in range(GROUP):
+            rows.focus[i] = 1.0
+            rows.pull[i] = 1.0
+    in_turn = in_order and kept != NULL and call.streams
     sx_cursor_start(&cursor, call, lo)
     i = lo
+    turn = 0
     while i < hi and not stopped:
+        rows = &groups[turn]
         sx_float_subnormals(True)
-        load_rows(call, &cursor, &rows, together if hi - i > together else hi - i)
+        load_rows(call, &cursor, rows, together if hi - i > together else hi - i)
         sx_float_subnormals(False)
         if call.op == RANK:
-            stopped = walk_rank(call, &rows, i, control, room, unused)
+            stopped = walk_rank(call, rows, i, control, room, unused)
         elif call.op == NLL:
-            stopped = walk_nll(call, &rows, i, control, unused)
+            stopped = walk_nll(call, rows, i, control, unused)
         elif classes <= SMALL:
-            stopped = walk_small(call, &rows, i, scale, &half, control, room, unused)
+            stopped = walk_small(call, rows, i, scale, &half, control, room, unused)
             stopped = stopped or sx_tick(control, rows.count * classes)
         elif in_order:
-            stopped = walk_rows(call, &rows, i, scale, &half, control, room, unused)
+            stopped = walk_rows(call, rows, &groups[1 - turn] if in_turn else <Rows*>NULL, i, scale,
+                                &half, control, room, unused)
+            if in_turn:
+                turn = 1 - turn
         else:
-            stopped = walk_tiles(call, &rows, i, scale, &half, control, room, unused)
+            stopped = walk_tiles(call, rows, i, scale, &half, control, room, unused)
         i += rows.count
+    if in_turn:
+        stopped = stopped or map_rest(call, rows, &start, scale, &half, control, room, unused)
     sx_kept_release(kept)
     if call.streams:
         sx_stream_end()

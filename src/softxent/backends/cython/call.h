@@ -308,7 +308,7 @@ static inline char *sx_room(void)
     return room;
 }
 
-#define SX_KEPT 262144 /* a quarter of the smallest usual L2 of a server: 65,536 float32 */
+#define SX_KEPT 524288 /* in two halves, of 65,536 float32: what an L2 of 1 MiB has room for */
 
 /* What a walk keeps between its passes, sx_ticks included: one walk of a thread has it at a time,
    another (a signal handler's) gets NULL, and does without. */

@@ -27,6 +27,267 @@ SX_INLINE void sx_prefetch(const char *p, int64_t bytes)
 #endif
 }
 
+/* ---- 64 lanes ------------------------------------------------------------------------------------
+
+   Element k of a block is lane k mod 64's. Lanes are folded 32, 16, 8, 4, 2, 1 apart. */
+
+#define SX_LANES 64
+
+#if defined(__AVX512F__)
+/* The first n of 64 lanes, 0 < n < 64. */
+SX_INLINE uint64_t sx_first_lanes(int64_t n) { return ((uint64_t)1 << n) - 1; }
+
+/* A NaN in x takes no part; of equals the earlier stays. */
+SX_INLINE float sx_fold_top_f32(__m512 a, __m512 b, __m512 c, __m512 d)
+{
+    __m256 e;
+    __m128 f;
+    a = _mm512_max_ps(c, a), b = _mm512_max_ps(d, b), a = _mm512_max_ps(b, a);
+    e = _mm256_max_ps(_mm512_extractf32x8_ps(a, 1), _mm512_castps512_ps256(a));
+    f = _mm_max_ps(_mm256_extractf128_ps(e, 1), _mm256_castps256_ps128(e));
+    f = _mm_max_ps(_mm_movehl_ps(f, f), f);
+    f = _mm_max_ss(_mm_shuffle_ps(f, f, 1), f);
+    return _mm_cvtss_f32(f);
+}
+#endif
+
+/* The largest of a block; -inf if there is none. */
+SX_INLINE float sx_top_f32(const float *x, int64_t length)
+{
+#if defined(__AVX512F__)
+    __m512 low = _mm512_set1_ps(-INFINITY), a = low, b = low, c = low, d = low;
+    int64_t i = 0;
+    for (; i + SX_LANES <= length; i += SX_LANES) {
+        a = _mm512_max_ps(_mm512_loadu_ps(x + i), a);
+        b = _mm512_max_ps(_mm512_loadu_ps(x + i + 16), b);
+        c = _mm512_max_ps(_mm512_loadu_ps(x + i + 32), c);
+        d = _mm512_max_ps(_mm512_loadu_ps(x + i + 48), d);
+    }
+    if (i < length) {
+        uint64_t m = sx_first_lanes(length - i);
+        a = _mm512_max_ps(_mm512_mask_loadu_ps(low, (__mmask16)m, x + i), a);
+        b = _mm512_max_ps(_mm512_mask_loadu_ps(low, (__mmask16)(m >> 16), x + i + 16), b);
+        c = _mm512_max_ps(_mm512_mask_loadu_ps(low, (__mmask16)(m >> 32), x + i + 32), c);
+        d = _mm512_max_ps(_mm512_mask_loadu_ps(low, (__mmask16)(m >> 48), x + i + 48), d);
+    }
+    return sx_fold_top_f32(a, b, c, d);
+#else
+    float lanes[SX_LANES];
+    int64_t i = 0, j, width;
+    for (j = 0; j < SX_LANES; j++)
+        lanes[j] = -INFINITY;
+    for (; i + 2 * SX_LANES <= length; i += 2 * SX_LANES)
+        for (j = 0; j < SX_LANES; j++) {
+            float of_two = x[i + j] > lanes[j] ? x[i + j] : lanes[j];
+            lanes[j] = x[i + SX_LANES + j] > of_two ? x[i + SX_LANES + j] : of_two;
+        }
+    for (; i < length; i += SX_LANES)
+        for (j = 0; j < (length - i < SX_LANES ? length - i : SX_LANES); j++)
+            lanes[j] = x[i + j] > lanes[j] ? x[i + j] : lanes[j];
+    for (width = SX_LANES / 2; width > 0; width /= 2)
+        for (j = 0; j < width; j++)
+            lanes[j] = lanes[j + width] > lanes[j] ? lanes[j + width] : lanes[j];
+    return lanes[0];
+#endif
+}
+
+SX_INLINE double sx_top_f64(const double *x, int64_t length)
+{
+#if defined(__AVX512F__)
+    __m512d low = _mm512_set1_pd(-INFINITY), lanes[8];
+    __m256d e;
+    __m128d f;
+    int64_t i = 0;
+    int v;
+    for (v = 0; v < 8; v++)
+        lanes[v] = low;
+    for (; i + 64 <= length; i += 64)
+        for (v = 0; v < 8; v++)
+            lanes[v] = _mm512_max_pd(_mm512_loadu_pd(x + i + 8 * v), lanes[v]);
+    if (i < length)
+        for (v = 0; v < 8; v++)
+            lanes[v] = _mm512_max_pd(
+                _mm512_mask_loadu_pd(low, (__mmask8)(sx_first_lanes(length - i) >> 8 * v),
+                                     x + i + 8 * v), lanes[v]);
+    for (v = 0; v < 4; v++)
+        lanes[v] = _mm512_max_pd(lanes[v + 4], lanes[v]);
+    for (v = 0; v < 2; v++)
+        lanes[v] = _mm512_max_pd(lanes[v + 2], lanes[v]);
+    lanes[0] = _mm512_max_pd(lanes[1], lanes[0]);
+    e = _mm256_max_pd(_mm512_extractf64x4_pd(lanes[0], 1), _mm512_castpd512_pd256(lanes[0]));
+    f = _mm_max_pd(_mm256_extractf128_pd(e, 1), _mm256_castpd256_pd128(e));
+    return _mm_cvtsd_f64(_mm_max_sd(_mm_unpackhi_pd(f, f), f));
+#else
+    double lanes[SX_LANES];
+    int64_t i = 0, j, width;
+    for (j = 0; j < SX_LANES; j++)
+        lanes[j] = -INFINITY;
+    for (; i + SX_LANES <= length; i += SX_LANES)
+        for (j = 0; j < SX_LANES; j++)
+            lanes[j] = x[i + j] > lanes[j] ? x[i + j] : lanes[j];
+    for (j = 0; j < length - i; j++)
+        lanes[j] = x[i + j] > lanes[j] ? x[i + j] : lanes[j];
+    for (width = SX_LANES / 2; width > 0; width /= 2)
+        for (j = 0; j < width; j++)
+            lanes[j] = lanes[j + width] > lanes[j] ? lanes[j + width] : lanes[j];
+    return lanes[0];
+#endif
+}
+
+/* Up to four terms of a lane, whole lanes of them: added in e's precision, then widened and added to
+   the lane's sum. */
+SX_INLINE void sx_add_stripe_f32(const float *e, int64_t length, double *lanes)
+{
+    float terms[SX_LANES];
+    int64_t i, j;
+    if (length == 4 * SX_LANES) {
+        for (j = 0; j < SX_LANES; j++)
+            lanes[j] += (double)(((e[j] + e[SX_LANES + j]) + e[2 * SX_LANES + j])
+                                 + e[3 * SX_LANES + j]);
+        return;
+    }
+    for (j = 0; j < SX_LANES; j++)
+        terms[j] = e[j];
+    for (i = SX_LANES; i < length; i += SX_LANES)
+        for (j = 0; j < SX_LANES; j++)
+            terms[j] += e[i + j];
+    for (j = 0; j < SX_LANES; j++)
+        lanes[j] += (double)terms[j];
+}
+
+SX_INLINE void sx_add_stripe_f64(const double *e, int64_t length, double *lanes)
+{
+    double terms[SX_LANES];
+    int64_t i, j;
+    if (length == 4 * SX_LANES) {
+        for (j = 0; j < SX_LANES; j++)
+            lanes[j] += ((e[j] + e[SX_LANES + j]) + e[2 * SX_LANES + j]) + e[3 * SX_LANES + j];
+        return;
+    }
+    for (j = 0; j < SX_LANES; j++)
+        terms[j] = e[j];
+    for (i = SX_LANES; i < length; i += SX_LANES)
+        for (j = 0; j < SX_LANES; j++)
+            terms[j] += e[i + j];
+    for (j = 0; j < SX_LANES; j++)
+        lanes[j] += terms[j];
+}
+
+/* The same of all but one or two of them, at places within the stripe (-1: none). */
+SX_INLINE void sx_add_stripe_but_f32(float *e, int64_t length, int64_t place_1, int64_t place_2,
+                                     double *lanes)
+{
+#if defined(__AVX512F__)
+    /* By masks: a load of what was just stored there by halves would wait. */
+    uint64_t kept[4] = {~(uint64_t)0, ~(uint64_t)0, ~(uint64_t)0, ~(uint64_t)0};
+    int64_t i, v, parts = length / SX_LANES;
+    if (place_1 >= 0)
+        kept[place_1 / SX_LANES] &= ~((uint64_t)1 << place_1 % SX_LANES);
+    if (place_2 >= 0)
+        kept[place_2 / SX_LANES] &= ~((uint64_t)1 << place_2 % SX_LANES);
+    for (v = 0; v < SX_LANES; v += 16) {
+        __m512 terms = _mm512_maskz_loadu_ps((__mmask16)(kept[0] >> v), e + v);
+        for (i = 1; i < parts; i++)
+            terms = _mm512_add_ps(terms, _mm512_maskz_loadu_ps((__mmask16)(kept[i] >> v),
+                                                               e + i * SX_LANES + v));
+        _mm512_storeu_pd(lanes + v, _mm512_add_pd(
+            _mm512_loadu_pd(lanes + v), _mm512_cvtps_pd(_mm512_castps512_ps256(terms))));
+        _mm512_storeu_pd(lanes + v + 8, _mm512_add_pd(
+            _mm512_loadu_pd(lanes + v + 8), _mm512_cvtps_pd(_mm512_extractf32x8_ps(terms, 1))));
+    }
+#else
+    float e_1 = 0.0f, e_2 = 0.0f;
+    if (place_1 >= 0)
+        e_1 = e[place_1], e[place_1] = 0.0f;
+    if (place_2 >= 0)
+        e_2 = e[place_2], e[place_2] = 0.0f;
+    sx_add_stripe_f32(e, length, lanes);
+    if (place_2 >= 0)
+        e[place_2] = e_2;
+    if (place_1 >= 0)
+        e[place_1] = e_1;
+#endif
+}
+
+SX_INLINE void sx_add_stripe_but_f64(double *e, int64_t length, int64_t place_1, int64_t place_2,
+                                     double *lanes)
+{
+#if defined(__AVX512F__)
+    uint64_t kept[4] = {~(uint64_t)0, ~(uint64_t)0, ~(uint64_t)0, ~(uint64_t)0};
+    int64_t i, v, parts = length / SX_LANES;
+    if (place_1 >= 0)
+        kept[place_1 / SX_LANES] &= ~((uint64_t)1 << place_1 % SX_LANES);
+    if (place_2 >= 0)
+        kept[place_2 / SX_LANES] &= ~((uint64_t)1 << place_2 % SX_LANES);
+    for (v = 0; v < SX_LANES; v += 8) {
+        __m512d terms = _mm512_maskz_loadu_pd((__mmask8)(kept[0] >> v), e + v);
+        for (i = 1; i < parts; i++)
+            terms = _mm512_add_pd(terms, _mm512_maskz_loadu_pd((__mmask8)(kept[i] >> v),
+                                                               e + i * SX_LANES + v));
+        _mm512_storeu_pd(lanes + v, _mm512_add_pd(_mm512_loadu_pd(lanes + v), terms));
+    }
+#else
+    double e_1 = 0.0, e_2 = 0.0;
+    if (place_1 >= 0)
+        e_1 = e[place_1], e[place_1] = 0.0;
+    if (place_2 >= 0)
+        e_2 = e[place_2], e[place_2] = 0.0;
+    sx_add_stripe_f64(e, length, lanes);
+    if (place_2 >= 0)
+        e[place_2] = e_2;
+    if (place_1 >= 0)
+        e[place_1] = e_1;
+#endif
+}
+
+/* Lengths written out, for loops of a known length become vectors. */
+SX_INLINE double sx_fold_lanes(double *lanes)
+{
+    int j;
+    for (j = 0; j < 32; j++)
+        lanes[j] += lanes[j + 32];
+    for (j = 0; j < 16; j++)
+        lanes[j] += lanes[j + 16];
+    for (j = 0; j < 8; j++)
+        lanes[j] += lanes[j + 8];
+    for (j = 0; j < 4; j++)
+        lanes[j] += lanes[j + 4];
+    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+}
+
+/* What is left of a block, fewer than 64 elements, and -inf behind it. */
+SX_INLINE void sx_copy_tail_f32(const float *x, int64_t length, float *to)
+{
+    int64_t i;
+#if defined(__AVX512F__)
+    uint64_t m = sx_first_lanes(length);
+    for (i = 0; i < SX_LANES; i += 16)
+        _mm512_storeu_ps(to + i, _mm512_mask_loadu_ps(_mm512_set1_ps(-INFINITY), (__mmask16)(m >> i),
+                                                      x + i));
+#else
+    for (i = 0; i < SX_LANES; i++)
+        to[i] = -INFINITY;
+    for (i = 0; i < length; i++)
+        to[i] = x[i];
+#endif
+}
+
+SX_INLINE void sx_copy_tail_f64(const double *x, int64_t length, double *to)
+{
+    int64_t i;
+#if defined(__AVX512F__)
+    uint64_t m = sx_first_lanes(length);
+    for (i = 0; i < SX_LANES; i += 8)
+        _mm512_storeu_pd(to + i, _mm512_mask_loadu_pd(_mm512_set1_pd(-INFINITY), (__mmask8)(m >> i),
+                                                      x + i));
+#else
+    for (i = 0; i < SX_LANES; i++)
+        to[i] = -INFINITY;
+    for (i = 0; i < length; i++)
+        to[i] = x[i];
+#endif
+}
+
 /* ---- the first place of a value -------------------------------------------------------------- */
 
 /* 0 if there is none. */
@@ -44,6 +305,13 @@ SX_INLINE int64_t sx_first_place_f32(const float *x, int64_t length, float value
         if (all)
             return i + __builtin_ctzll(all);
     }
+    for (; i < length; i += 16) {
+        __mmask16 few = (__mmask16)sx_first_lanes(length - i);
+        few = _mm512_mask_cmp_ps_mask(few, _mm512_maskz_loadu_ps(few, x + i), v, _CMP_EQ_OQ);
+        if (few)
+            return i + __builtin_ctz(few);
+    }
+    return 0;
 #elif defined(__AVX2__)
     __m256 v = _mm256_set1_ps(value);
     for (; i + 32 <= length; i += 32) {
@@ -78,6 +346,13 @@ SX_INLINE int64_t sx_first_place_f64(const double *x, int64_t length, double val
         if (all)
             return i + __builtin_ctz(all);
     }
+    for (; i < length; i += 8) {
+        __mmask8 few = (__mmask8)sx_first_lanes(length - i);
+        few = _mm512_mask_cmp_pd_mask(few, _mm512_maskz_loadu_pd(few, x + i), v, _CMP_EQ_OQ);
+        if (few)
+            return i + __builtin_ctz(few);
+    }
+    return 0;
 #elif defined(__AVX2__)
     __m256d v = _mm256_set1_pd(value);
     for (; i + 16 <= length; i += 16) {
@@ -406,15 +681,39 @@ SX_INLINE int64_t sx_before_line(const void *to, int64_t size, int64_t length)
 
 SX_INLINE void sx_scale_run_f32(const float *e, float shift, float a, int64_t length, float *to)
 {
-    int64_t i;
-    for (i = 0; i < length; i++)
+    int64_t i = 0;
+#if defined(__AVX512F__)
+    __m512 by = _mm512_set1_ps(shift), factor = _mm512_set1_ps(a), zero = _mm512_setzero_ps();
+    for (; i + 16 <= length; i += 16)
+        _mm512_storeu_ps(to + i, _mm512_fmadd_ps(_mm512_mul_ps(_mm512_loadu_ps(e + i), by), factor,
+                                                 zero));
+    if (i < length) {
+        __mmask16 rest = (__mmask16)sx_first_lanes(length - i);
+        _mm512_mask_storeu_ps(to + i, rest, _mm512_fmadd_ps(
+            _mm512_mul_ps(_mm512_maskz_loadu_ps(rest, e + i), by), factor, zero));
+    }
+    return;
+#endif
+    for (; i < length; i++)
         to[i] = sx_fma_f32(e[i] * shift, a, 0.0f);
 }
 
 SX_INLINE void sx_scale_run_f64(const double *e, double shift, double a, int64_t length, double *to)
 {
-    int64_t i;
-    for (i = 0; i < length; i++)
+    int64_t i = 0;
+#if defined(__AVX512F__)
+    __m512d by = _mm512_set1_pd(shift), factor = _mm512_set1_pd(a), zero = _mm512_setzero_pd();
+    for (; i + 8 <= length; i += 8)
+        _mm512_storeu_pd(to + i, _mm512_fmadd_pd(_mm512_mul_pd(_mm512_loadu_pd(e + i), by), factor,
+                                                 zero));
+    if (i < length) {
+        __mmask8 rest = (__mmask8)sx_first_lanes(length - i);
+        _mm512_mask_storeu_pd(to + i, rest, _mm512_fmadd_pd(
+            _mm512_mul_pd(_mm512_maskz_loadu_pd(rest, e + i), by), factor, zero));
+    }
+    return;
+#endif
+    for (; i < length; i++)
         to[i] = sx_fma_f64(e[i] * shift, a, 0.0);
 }
 

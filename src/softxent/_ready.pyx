@@ -1,0 +1,268 @@
+"""`_problem.normalise` for the calls that most calls are, compiled, and what it makes of them.
+
+A call is simple if every option has its default, the logits are (N, C) in float32 or float64, the
+targets are class numbers in int64, and all arrays are NumPy's own, C-contiguous, aligned and in
+native byte order. Of such a call the kernel's arguments are built here, the ones that the backend's
+binding would build; for any other, `normalise` is the plain one, with every check and every error.
+"""
+
+import cython
+import numpy as np
+
+cimport numpy as cnp
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from libc.math cimport isfinite
+from libc.stdint cimport int32_t, int64_t, uintptr_t
+
+from softxent._problem import normalise as plain
+from softxent.backends._contract import Key, Op
+
+cdef extern from "_control.h":
+    ctypedef struct sx_control:
+        int64_t elements
+        int32_t (*poll)(sx_control *) noexcept nogil
+        void *owner
+    ctypedef int64_t (*sx_kernel)(void *, int64_t, int64_t, sx_control *) noexcept nogil
+
+cdef extern from "_ready.h":
+    double sx_tree_sum(double *values, int64_t n) noexcept nogil
+
+cdef extern from "call.h" nogil:
+    enum:
+        SX_TYPE_FLOAT
+        SX_IN_PLACE
+    ctypedef struct sx_rows:
+        char* data
+        int64_t type
+        int64_t* strides
+    ctypedef struct sx_matrix:
+        sx_rows rows
+        int64_t class_stride
+        int64_t direct
+    ctypedef struct sx_call:
+        int64_t op, n_rows, n_classes, n_axes
+        int64_t* shape
+        sx_matrix logits, out_map
+        sx_rows targets
+        double class_unit, class_weight_mean
+        int64_t has_ignore, ignore_index
+        double scale, temperature, gamma
+        int64_t n_points, streams
+        void* out_rows
+        int64_t out_rows_is_double
+
+cnp.import_array()
+
+# Calls of fewer elements keep the interpreter's lock: giving it back and having it again costs as much
+# as a thousand of them, and nobody waits for it longer than for a matrix product of NumPy's.
+cdef int64_t KEEPS_LOCK = 8192
+
+#: Operations that calls with class numbers have.
+cdef frozenset _OPS = frozenset((Op.CROSS_ENTROPY, Op.FOCAL, Op.SQUARED_ERROR, Op.NLL))
+cdef dict _keys = {}
+cdef object _FLOAT32 = np.dtype(np.float32), _FLOAT64 = np.dtype(np.float64)
+
+
+cdef int32_t never(sx_control *control) noexcept nogil:
+    return 0
+
+
+cdef object key_of(object op, int item, bint wants_map, bint apart):
+    # All that a key of a simple call can be.
+    cdef tuple known = (op, item, wants_map, apart)
+    found = _keys.get(known)
+    if found is None:
+        found = _keys[known] = Key(op, "float32" if item == 4 else "float64", "C", wants_map,
+                                   "classes", apart=apart)
+    return found
+
+
+cdef inline bint are_apart(cnp.ndarray a, cnp.ndarray b):
+    cdef char *p = <char *>cnp.PyArray_DATA(a)
+    cdef char *q = <char *>cnp.PyArray_DATA(b)
+    return p + cnp.PyArray_NBYTES(a) <= q or q + cnp.PyArray_NBYTES(b) <= p
+
+
+cdef inline bint is_matrix(object array, int number):
+    return (cnp.PyArray_CheckExact(array) and cnp.PyArray_NDIM(array) == 2
+            and cnp.PyArray_TYPE(array) == number and cnp.PyArray_ISCARRAY_RO(array))
+
+
+@cython.final
+@cython.freelist(8)
+cdef class Ready:
+    """A checked simple call: its kernel's arguments, and the arrays that they point into."""
+
+    cdef sx_call call
+    cdef object spec, ignore_index, reduction, gamma, out_name
+    cdef cnp.ndarray logits, targets, out
+    cdef bint wants_map, given
+    cdef double divisor
+    cdef readonly object key
+
+    @property
+    def n_rows(self):
+        """Number of rows."""
+        return self.call.n_rows
+
+    @property
+    def n_classes(self):
+        """Number of classes."""
+        return self.call.n_classes
+
+    def plain(self):
+        """Return the Problem that the plain `normalise` makes of the call."""
+        return plain(self.spec, self.logits, self.targets, ignore_index=self.ignore_index,
+                     gamma=self.gamma, reduction=self.reduction, wants_map=self.wants_map,
+                     out=self.out if self.given else None, out_name=self.out_name)
+
+    def run(self, uintptr_t kernel, int64_t grain, int64_t n_threads, bint streams):
+        """Run the kernel at address `kernel`; return what `_run.evaluate` returns. Once."""
+        cdef sx_control control
+        cdef cnp.npy_intp n = self.call.n_rows
+        cdef double *values = NULL
+        cdef double total
+        cdef object rows = None
+        cdef bint keeps_rows = self.reduction == "none"
+        if self.wants_map:
+            if self.out is None:
+                self.out = cnp.PyArray_EMPTY(2, cnp.PyArray_DIMS(self.logits),
+                                             cnp.PyArray_TYPE(self.logits), 0)
+            self.call.out_map.rows.data = <char *>cnp.PyArray_DATA(self.out)
+            self.call.out_map.rows.type = self.call.logits.rows.type
+            self.call.out_map.rows.strides[0] = self.call.logits.rows.strides[0]
+            self.call.out_map.class_stride = self.call.logits.class_stride
+            self.call.out_map.direct = SX_IN_PLACE
+        self.call.streams = streams
+        self.call.out_rows_is_double = not keeps_rows or cnp.PyArray_ITEMSIZE(self.logits) == 8
+        if keeps_rows:
+            rows = cnp.PyArray_EMPTY(1, &n, cnp.PyArray_TYPE(self.logits), 0)
+            self.call.out_rows = cnp.PyArray_DATA(rows)
+        else:
+            values = <double *>PyMem_RawMalloc(n * sizeof(double))
+            if values == NULL:
+                raise MemoryError(f"no memory for {n} row values")
+            self.call.out_rows = values
+        try:
+            if n_threads == 1 and n * self.call.n_classes < KEEPS_LOCK:
+                control.elements = 0
+                control.poll = never
+                control.owner = NULL
+                (<sx_kernel>kernel)(&self.call, 0, n, &control)
+            else:
+                from softxent import _native    # not before the first call: it sets the pool up
+
+                _native.run(kernel, <uintptr_t>&self.call, n, grain, n_threads)
+            if keeps_rows:
+                return rows, self.out
+            total = sx_tree_sum(values, n)
+            return total / self.divisor, self.out
+        finally:
+            PyMem_RawFree(values)
+
+
+cdef Ready ready(object spec, object logits, object targets, object ignore_index, object gamma,
+                 object reduction, bint wants_map, object out, object out_name):
+    # None: not a simple call, or not a valid one.
+    cdef int number
+    cdef int64_t y, ignored = 0, count = 0, bad = 0, n, classes, i
+    cdef bint has_ignore = ignore_index is not None, apart = False
+    cdef const int64_t *ys
+    cdef Ready self
+    if not cnp.PyArray_Check(logits):
+        return None
+    number = cnp.PyArray_TYPE(logits)
+    if number != cnp.NPY_FLOAT and number != cnp.NPY_DOUBLE or not is_matrix(logits, number):
+        return None
+    n = cnp.PyArray_DIM(logits, 0)
+    classes = cnp.PyArray_DIM(logits, 1)
+    if not (cnp.PyArray_CheckExact(targets) and cnp.PyArray_NDIM(targets) == 1
+            and cnp.PyArray_TYPE(targets) == cnp.NPY_INT64 and cnp.PyArray_ISCARRAY_RO(targets)
+            and cnp.PyArray_DIM(targets, 0) == n):
+        return None
+    if spec.op not in _OPS or n == 0 or classes == 0:
+        return None
+    if has_ignore:
+        if type(ignore_index) is not int or not -2**63 <= ignore_index < 2**63:
+            return None
+        ignored = ignore_index
+    if type(gamma) is not float or not (isfinite(gamma) and <double>gamma >= 0.0):
+        return None
+    if reduction != "mean" and reduction != "sum" and reduction != "none":
+        return None
+    ys = <const int64_t *>cnp.PyArray_DATA(targets)
+    for i in range(n):
+        y = ys[i]
+        if has_ignore and y == ignored:
+            continue
+        count += 1
+        bad |= y < 0 or y >= classes
+    if bad or count == 0:
+        return None
+    if out is not None:
+        if not (is_matrix(out, number) and cnp.PyArray_ISWRITEABLE(out)
+                and cnp.PyArray_DIM(out, 0) == n and cnp.PyArray_DIM(out, 1) == classes):
+            return None
+        apart = are_apart(out, logits)
+        if not are_apart(out, targets) or not (
+                apart or cnp.PyArray_DATA(out) == cnp.PyArray_DATA(logits)):
+            return None
+    self = Ready.__new__(Ready)
+    self.spec = spec
+    self.ignore_index = ignore_index
+    self.gamma = gamma
+    self.reduction = reduction
+    self.out_name = out_name
+    self.logits = logits
+    self.targets = targets
+    self.out = out
+    self.wants_map = wants_map
+    self.given = out is not None
+    self.divisor = count if reduction == "mean" else 1.0
+    self.key = key_of(spec.op, cnp.PyArray_ITEMSIZE(logits), wants_map, apart)
+    self.call.op = spec.op
+    self.call.n_rows = n
+    self.call.n_classes = classes
+    self.call.n_axes = 1
+    self.call.shape[0] = n
+    self.call.n_points = n * classes
+    self.call.logits.rows.data = <char *>cnp.PyArray_DATA(logits)
+    self.call.logits.rows.type = SX_TYPE_FLOAT | <int64_t>cnp.PyArray_ITEMSIZE(logits)
+    self.call.logits.class_stride = cnp.PyArray_ITEMSIZE(logits)
+    self.call.logits.rows.strides[0] = classes * <int64_t>cnp.PyArray_ITEMSIZE(logits)
+    self.call.logits.direct = SX_IN_PLACE
+    self.call.targets.data = <char *>cnp.PyArray_DATA(targets)
+    self.call.targets.type = sizeof(int64_t)
+    self.call.targets.strides[0] = sizeof(int64_t)
+    self.call.has_ignore = has_ignore
+    self.call.ignore_index = ignored
+    self.call.class_unit = 1.0
+    self.call.class_weight_mean = 1.0
+    self.call.temperature = 1.0
+    self.call.gamma = gamma
+    self.call.scale = 1.0 / self.divisor if wants_map else 1.0
+    return self
+
+
+cdef inline bint is_plain_float(object value, double default):
+    return type(value) is float and <double>value == default
+
+
+def normalise(spec, logits, targets=None, *, axis=-1, class_weight=None, ignore_index=-100,
+              label_smoothing=0.0, temperature=1.0, softcap=None, z_loss=0.0, gamma=0.0,
+              sample_weight=None, reduction="none", divisor=None, wants_map=False, out=None,
+              out_name="out", upstream=1.0, **more):
+    """Check one call of `spec`: a `Ready` if it is simple, else what the plain `normalise` returns."""
+    cdef Ready found
+    if (not more and class_weight is None and sample_weight is None and divisor is None
+            and softcap is None and type(axis) is int and axis == -1
+            and is_plain_float(label_smoothing, 0.0) and is_plain_float(temperature, 1.0)
+            and is_plain_float(z_loss, 0.0) and is_plain_float(upstream, 1.0)):
+        found = ready(spec, logits, targets, ignore_index, gamma, reduction, wants_map, out, out_name)
+        if found is not None:
+            return found
+    return plain(spec, logits, targets, axis=axis, class_weight=class_weight,
+                 ignore_index=ignore_index, label_smoothing=label_smoothing,
+                 temperature=temperature, softcap=softcap, z_loss=z_loss, gamma=gamma,
+                 sample_weight=sample_weight, reduction=reduction, divisor=divisor,
+                 wants_map=wants_map, out=out, out_name=out_name, upstream=upstream, **more)

@@ -1,0 +1,40 @@
+"""The `normalise` that losses use: compiled for simple calls, where there is an extension.
+
+Nothing compiled is loaded with the package: both names below change at the first call. Use them as
+this module's attributes.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from softxent import _problem
+
+
+class Ready:
+    """A simple call, checked; of this class, which the compiled one replaces, nothing is."""
+
+    key: Any
+    n_rows: int
+    n_classes: int
+
+    def plain(self) -> _problem.Problem:
+        """Return the Problem that the plain `normalise` makes of the call."""
+        raise NotImplementedError
+
+    def run(self, kernel: int, grain: int, n_threads: int, streams: bool) -> tuple[Any, Any]:
+        """Run a kernel; return what `_run.evaluate` returns."""
+        raise NotImplementedError
+
+
+def normalise(*arguments: Any, **options: Any) -> _problem.Problem | Ready:
+    """Check a call and describe it: as `_problem.normalise`."""
+    names = globals()
+    try:
+        compiled = importlib.import_module("softxent._ready")
+    except ImportError:  # no C compiler, or broken: so is `_native`, and `info` says why
+        names["normalise"] = _problem.normalise
+    else:
+        names.update(Ready=compiled.Ready, normalise=compiled.normalise)
+    return normalise(*arguments, **options)
