@@ -52,7 +52,7 @@ headers = [WALK + "call.h", WALK + "elementary.h", WALK + "lanes.h", WALK + "six
 walk_parts = [*sorted(glob.glob(WALK + "*.pxi")), *headers, "src/softxent/_control.h"]
 extensions = [
     extension("_native", ["src/softxent/_native.pyx", "src/softxent/_pool.c"], [],
-              ["src/softxent/_pool.h", "src/softxent/_control.h"]),
+              ["src/softxent/_pool.h", "src/softxent/_memory.h", "src/softxent/_control.h"]),
     extension("_ready", ["src/softxent/_ready.pyx"], [],
               ["src/softxent/_ready.h", "src/softxent/_control.h", *headers]),
     extension("backends.cython._bind", [WALK + "_bind.pyx"], [],

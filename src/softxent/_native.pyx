@@ -134,6 +134,37 @@ def run(uintptr_t function, uintptr_t args, int64_t n_units, int64_t grain, int6
         raise RuntimeError("a kernel gave up without being asked to")
 
 
+cdef extern from "_memory.h":
+    ctypedef struct sx_memory:
+        int64_t what
+        float *from_ "from"
+        float *to
+    int64_t sx_memory_run(void *, int64_t, int64_t, void *) noexcept nogil
+    enum:
+        SX_READ
+        SX_UPDATE
+        SX_COPY
+        SX_STREAM
+
+_LOOPS = {"read": SX_READ, "update": SX_UPDATE, "copy": SX_COPY, "stream": SX_STREAM}
+
+
+def move_memory(str loop, uintptr_t source, uintptr_t target, int64_t lines, int64_t grain,
+                int64_t n_threads):
+    """Read `lines` lines of 64 bytes, or read and write them: what any kernel has to do at least.
+
+    `loop`: "read", "update" (in place), "copy", "stream" (a copy past the caches). Both addresses
+    are a line's.
+    """
+    cdef sx_memory memory
+    if source % 64 or target % 64 or not source or not target:
+        raise ValueError("addresses must be those of 64-byte lines")
+    memory.what = _LOOPS[loop]
+    memory.from_ = <float *> source
+    memory.to = <float *> target
+    run(<uintptr_t> &sx_memory_run, <uintptr_t> &memory, lines, grain, n_threads)
+
+
 def cpu_level():
     """Return "v4", "v3", "v2" or "baseline" (x86-64), or "generic" (anything else)."""
     return sx_cpu_level().decode()
