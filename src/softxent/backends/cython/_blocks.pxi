@@ -166,18 +166,19 @@ cdef inline bint sees_ahead(const sx_call* call) noexcept nogil:
 
 
 cdef void reduce_given(const sx_call* call, Rows* rows, int64_t j, const real* x,
-                              const real* t, int64_t k0, int64_t length, real top,
+                              const real* t, int64_t k0, int64_t length, real top, Next* next,
                               const scaling* scale, const sx_scale* half, char* room) noexcept nogil:
     # A block of the logits as they are given; top: its largest, of calls that see ahead.
     cdef real* z = <real*>(room + ROOM_CAPPED)
     if rows.lane[j] != FAST:
+        see(next, <real*>NULL)
         return
     if call.softcap != 0.0:
         cap(call, half, x, length, z, <real*>NULL)
         x = z
     if not sees_ahead(call):
         top = block_top(x, length)
-    reduce_block(call, rows, j, x, t, k0, length, top, scale, room)
+    reduce_block(call, rows, j, x, t, k0, length, top, next, scale, room)
 
 
 cdef void map_given(const sx_call* call, Rows* rows, int64_t j, const real* x, const real* t,

@@ -137,11 +137,14 @@ cdef void reduce_parts(Distillation* d, int64_t j, const real* x, const real* u,
     cdef double so_far = (teacher.rest[j] + teacher.carry[j]) + teacher.e_top[j]
     cdef real k, low
     cdef real largest = block_top(x, length)
-    reduce_block(&d.student, student, j, x, <const real*>NULL, k0, length, largest, scale, room)
-    reduce_block(&d.teacher, teacher, j, u, <const real*>NULL, k0, length, block_top(u, length), scale,
-                 room)
+    cdef Next none
+    none.x = NULL
+    reduce_block(&d.student, student, j, x, <const real*>NULL, k0, length, largest, &none, scale, room)
+    reduce_block(&d.teacher, teacher, j, u, <const real*>NULL, k0, length, block_top(u, length), &none,
+                 scale, room)
     if has_hard(d, j, FAST):
-        reduce_block(&d.hard, &d.of_hard, j, x, <const real*>NULL, k0, length, largest, &unit, room)
+        reduce_block(&d.hard, &d.of_hard, j, x, <const real*>NULL, k0, length, largest, &none, &unit,
+                     room)
     if student.lane[j] != FAST or teacher.lane[j] != FAST:
         return
     if has_excluded(x, u, length):

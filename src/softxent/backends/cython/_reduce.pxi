@@ -77,13 +77,34 @@ cdef inline int64_t within(int64_t place, int64_t start) noexcept nogil:
     return place - start if start <= place < start + STRIPE else -1
 
 
+cdef struct Next:
+    # The block that comes next, NULL: none in sight; its largest logit is found before it is due, for
+    # its exp would wait for it.
+    const char* x
+    int64_t length
+    double top
+
+
+cdef inline void see(Next* next, real* unused) noexcept nogil:
+    if next.x != NULL:
+        next.top = block_top(<const real*>next.x, next.length)
+
+
 cdef double exp_and_sum(const real* x, int64_t length, int64_t place_1, int64_t place_2, real k,
-                        real low, const scaling* scale, real* e) noexcept nogil:
+                        real low, Next* next, const scaling* scale, real* e) noexcept nogil:
     # The e of a block, and the sum of all but two of them (-1: none), which are not the same.
     cdef double lanes[LANES]
     cdef int64_t i = 0, j, part, at_1, at_2
     for j in range(LANES):
         lanes[j] = 0.0
+    if real is float and scaling is sx_unit and SX_HAS_FUSED and next.x != NULL:
+        i = min(length, next.length) & ~<int64_t>(STRIPE - 1)
+        next.top = sx_exp_and_sum_f32(x, i // STRIPE, place_1, place_2, k, low,
+                                      <const float*>next.x, AHEAD, e, lanes)
+        if i < next.length:
+            next.top = larger(<real>next.top, block_top(<const real*>next.x + i, next.length - i))
+    else:
+        see(next, <real*>NULL)
     while i < length:
         part = min(length - i, STRIPE)
         at_1 = within(place_1, i)
@@ -407,7 +428,7 @@ cdef void reduce_soft(const sx_call* call, Rows* rows, int64_t j, const real* x,
 
 
 cdef inline void reduce_block(const sx_call* call, Rows* rows, int64_t j, const real* x,
-                              const real* t, int64_t k0, int64_t length, real real_top,
+                              const real* t, int64_t k0, int64_t length, real real_top, Next* next,
                               const scaling* scale, char* room) noexcept nogil:
     # t: the block's probabilities, or NULL; real_top: its largest logit.
     cdef double limit = limit_of(<real*>NULL, scale), top, n, rest, e_top = 0.0
@@ -417,6 +438,7 @@ cdef inline void reduce_block(const sx_call* call, Rows* rows, int64_t j, const 
     cdef real* e
     cdef real k, low, at_place = 0, at_y = 0
     if rows.lane[j] != FAST:
+        see(next, <real*>NULL)
         return
     if k0 <= y < k0 + length:
         y_place = y - k0
@@ -424,10 +446,12 @@ cdef inline void reduce_block(const sx_call* call, Rows* rows, int64_t j, const 
     top = real_top
     if top > limit:
         rows.lane[j] = SLOW
+        see(next, <real*>NULL)
         return
     if t != NULL or call.smoothing > 0.0:
         reduce_soft(call, rows, j, x, t, k0, length, real_top, rows.top[j], room)
         if rows.lane[j] != FAST:
+            see(next, <real*>NULL)
             return
     n = 0.0
     if top > -INFINITY:
@@ -443,7 +467,7 @@ cdef inline void reduce_block(const sx_call* call, Rows* rows, int64_t j, const 
         place = first_place(x, length, real_top)
     if place == y_place:
         y_place = -1
-    rest = exp_and_sum(x, length, place, y_place, k, low, scale, e)
+    rest = exp_and_sum(x, length, place, y_place, k, low, next, scale, e)
     if top > -INFINITY and k0 + place != y:
         e_top = e[place]
     if call.op == SQUARED_ERROR:

@@ -255,6 +255,120 @@ SX_INLINE double sx_fold_lanes(double *lanes)
     return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
 }
 
+/* ---- exp of a block, its sum, and the next block's largest, in one loop ------------------------- */
+
+#if defined(__AVX512F__) && SX_HAS_FMA
+#define SX_HAS_FUSED 1
+
+/* sx_exp_f32, sixteen at a time. */
+SX_INLINE __m512 sx_exp_f32x16(__m512 z, __m512 k, __m512 low)
+{
+    __m512 t, n, r, q, p;
+    z = _mm512_max_ps(low, z);
+    t = _mm512_fmadd_ps(z, _mm512_set1_ps((float)SX_LOG2E), k);
+    n = _mm512_sub_ps(t, k);
+    r = _mm512_fmadd_ps(n, _mm512_set1_ps(-SX_LN2_24_F32), z);
+    r = _mm512_fmadd_ps(n, _mm512_set1_ps(-SX_LN2_24_REST_F32), r);
+    q = _mm512_fmadd_ps(_mm512_set1_ps(SX_Q4_F32), r, _mm512_set1_ps(SX_Q3_F32));
+    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(SX_Q2_F32));
+    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(SX_Q1_F32));
+    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(SX_Q0_F32));
+    p = _mm512_fmadd_ps(_mm512_fmadd_ps(q, r, _mm512_set1_ps(1.0f)), r, _mm512_set1_ps(1.0f));
+    return _mm512_mul_ps(p, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(t), 23)));
+}
+
+/* One of four vectors' worth of lanes of a stripe: exp, stores, sums; `kept`: bits of the elements that
+   the sum has. */
+SX_INLINE void sx_fused_part(const float *x, int v, __m512 k, __m512 low, int all,
+                             const uint64_t *kept, float *e, __m512d *sum_0, __m512d *sum_1)
+{
+    __m512 a = sx_exp_f32x16(_mm512_loadu_ps(x + v), k, low);
+    __m512 b = sx_exp_f32x16(_mm512_loadu_ps(x + v + 64), k, low);
+    __m512 c = sx_exp_f32x16(_mm512_loadu_ps(x + v + 128), k, low);
+    __m512 d = sx_exp_f32x16(_mm512_loadu_ps(x + v + 192), k, low);
+    _mm512_storeu_ps(e + v, a);
+    _mm512_storeu_ps(e + v + 64, b);
+    _mm512_storeu_ps(e + v + 128, c);
+    _mm512_storeu_ps(e + v + 192, d);
+    if (!all) {
+        a = _mm512_maskz_mov_ps((__mmask16)(kept[0] >> v), a);
+        b = _mm512_maskz_mov_ps((__mmask16)(kept[1] >> v), b);
+        c = _mm512_maskz_mov_ps((__mmask16)(kept[2] >> v), c);
+        d = _mm512_maskz_mov_ps((__mmask16)(kept[3] >> v), d);
+    }
+    a = _mm512_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), c), d);
+    *sum_0 = _mm512_add_pd(*sum_0, _mm512_cvtps_pd(_mm512_castps512_ps256(a)));
+    *sum_1 = _mm512_add_pd(*sum_1, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)));
+}
+
+SX_INLINE __m512 sx_top_part(const float *next, int v, __m512 top)
+{
+    top = _mm512_max_ps(_mm512_loadu_ps(next + v), top);
+    top = _mm512_max_ps(_mm512_loadu_ps(next + v + 64), top);
+    top = _mm512_max_ps(_mm512_loadu_ps(next + v + 128), top);
+    return _mm512_max_ps(_mm512_loadu_ps(next + v + 192), top);
+}
+
+/* Of `stripes` times 256 elements: e, and their sums but for two places (-1: none), added to 64 lanes.
+   `next`: as many of the next block, whose largest is returned; what lies `ahead` bytes behind x is
+   fetched. */
+static float sx_exp_and_sum_f32(const float *x, int64_t stripes, int64_t place_1, int64_t place_2,
+                                float k, float low, const float *next, int64_t ahead, float *e,
+                                double *lanes)
+{
+    __m512 k16 = _mm512_set1_ps(k), low16 = _mm512_set1_ps(low);
+    __m512 t0 = _mm512_set1_ps(-INFINITY), t1 = t0, t2 = t0, t3 = t0;
+    __m512d s0 = _mm512_loadu_pd(lanes), s1 = _mm512_loadu_pd(lanes + 8);
+    __m512d s2 = _mm512_loadu_pd(lanes + 16), s3 = _mm512_loadu_pd(lanes + 24);
+    __m512d s4 = _mm512_loadu_pd(lanes + 32), s5 = _mm512_loadu_pd(lanes + 40);
+    __m512d s6 = _mm512_loadu_pd(lanes + 48), s7 = _mm512_loadu_pd(lanes + 56);
+    int64_t s;
+    for (s = 0; s < stripes; s++, x += 256, next += 256, e += 256, place_1 -= 256, place_2 -= 256) {
+        sx_prefetch((const char *)x + ahead, 1024);
+        if ((uint64_t)place_1 >= 256 && (uint64_t)place_2 >= 256) {
+            sx_fused_part(x, 0, k16, low16, 1, NULL, e, &s0, &s1);
+            t0 = sx_top_part(next, 0, t0);
+            sx_fused_part(x, 16, k16, low16, 1, NULL, e, &s2, &s3);
+            t1 = sx_top_part(next, 16, t1);
+            sx_fused_part(x, 32, k16, low16, 1, NULL, e, &s4, &s5);
+            t2 = sx_top_part(next, 32, t2);
+            sx_fused_part(x, 48, k16, low16, 1, NULL, e, &s6, &s7);
+            t3 = sx_top_part(next, 48, t3);
+        } else {
+            uint64_t kept[4] = {~(uint64_t)0, ~(uint64_t)0, ~(uint64_t)0, ~(uint64_t)0};
+            if ((uint64_t)place_1 < 256)
+                kept[place_1 / 64] &= ~((uint64_t)1 << place_1 % 64);
+            if ((uint64_t)place_2 < 256)
+                kept[place_2 / 64] &= ~((uint64_t)1 << place_2 % 64);
+            sx_fused_part(x, 0, k16, low16, 0, kept, e, &s0, &s1);
+            t0 = sx_top_part(next, 0, t0);
+            sx_fused_part(x, 16, k16, low16, 0, kept, e, &s2, &s3);
+            t1 = sx_top_part(next, 16, t1);
+            sx_fused_part(x, 32, k16, low16, 0, kept, e, &s4, &s5);
+            t2 = sx_top_part(next, 32, t2);
+            sx_fused_part(x, 48, k16, low16, 0, kept, e, &s6, &s7);
+            t3 = sx_top_part(next, 48, t3);
+        }
+    }
+    _mm512_storeu_pd(lanes, s0), _mm512_storeu_pd(lanes + 8, s1);
+    _mm512_storeu_pd(lanes + 16, s2), _mm512_storeu_pd(lanes + 24, s3);
+    _mm512_storeu_pd(lanes + 32, s4), _mm512_storeu_pd(lanes + 40, s5);
+    _mm512_storeu_pd(lanes + 48, s6), _mm512_storeu_pd(lanes + 56, s7);
+    return sx_fold_top_f32(t0, t1, t2, t3);
+}
+
+#else
+#define SX_HAS_FUSED 0
+static float sx_exp_and_sum_f32(const float *x, int64_t stripes, int64_t place_1, int64_t place_2,
+                                float k, float low, const float *next, int64_t ahead, float *e,
+                                double *lanes)
+{
+    (void)x, (void)stripes, (void)place_1, (void)place_2, (void)k, (void)low, (void)next, (void)ahead;
+    (void)e, (void)lanes;
+    return 0.0f;
+}
+#endif
+
 /* What is left of a block, fewer than 64 elements, and -inf behind it. */
 SX_INLINE void sx_copy_tail_f32(const float *x, int64_t length, float *to)
 {
