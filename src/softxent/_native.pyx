@@ -73,7 +73,7 @@ cdef extern from "_pool.h":
         SX_FORKED
     const int SX_HAVE_POOL
     int sx_pool_setup() noexcept
-    sx_outcome sx_pool_run(sx_kernel, void *, int64_t, int64_t, int64_t, sx_interrupted,
+    sx_outcome sx_pool_run(sx_kernel, void *, int64_t, int64_t, int64_t, int, sx_interrupted,
                            void *) noexcept nogil
     int sx_pool_size() noexcept
     unsigned int sx_float_state() noexcept
@@ -105,33 +105,51 @@ cdef int32_t check_signals(void *context) noexcept nogil:
 
 
 cdef sx_outcome run_released(sx_kernel kernel, void *args, int64_t n_units, int64_t grain,
-                             int64_t n_threads, bint sees_signals) noexcept nogil:
+                             int64_t n_threads, bint wakes, bint sees_signals) noexcept nogil:
     cdef PyThreadState *thread = PyEval_SaveThread()
     cdef sx_interrupted interrupted = NULL
     cdef sx_outcome outcome
     if sees_signals:
         interrupted = check_signals
-    outcome = sx_pool_run(kernel, args, n_units, grain, n_threads, interrupted, &thread)
+    outcome = sx_pool_run(kernel, args, n_units, grain, n_threads, wakes, interrupted, &thread)
     PyEval_RestoreThread(thread)
     return outcome
 
 
-def run(uintptr_t function, uintptr_t args, int64_t n_units, int64_t grain, int64_t n_threads):
+def run(uintptr_t function, uintptr_t args, int64_t n_units, int64_t grain, int64_t n_threads,
+        bint wakes=True):
     """Run the kernel at address `function` over [0, n_units), `grain` units at a time.
 
-    At most `n_threads` threads take part, this one included, without the interpreter's lock. In
-    Python's main thread signal handlers run meanwhile, and what they raise ends the run.
+    At most `n_threads` threads take part, this one included, without the interpreter's lock; unless
+    it `wakes` workers, only if another run has ended some microseconds ago. In Python's main thread
+    signal handlers run meanwhile, and what they raise ends the run.
     """
     cdef sx_outcome outcome
     if function == 0 or n_units < 1 or grain < 1:
         raise ValueError(f"no kernel or nothing to do: {function=}, {n_units=}, {grain=}")
-    outcome = run_released(<sx_kernel> function, <void *> args, n_units, grain, n_threads,
+    outcome = run_released(<sx_kernel> function, <void *> args, n_units, grain, n_threads, wakes,
                            PyThread_get_thread_ident() == main_thread)
     sx_raise_pending()
     if outcome == SX_FORKED:
         raise RuntimeError("a signal handler forked during this call; the child has no result")
     if outcome != SX_COMPLETE:
         raise RuntimeError("a kernel gave up without being asked to")
+
+
+def run_cut(uintptr_t function, uintptr_t args, int64_t n_units, int64_t grain, int64_t n_threads,
+            bint wants_map, bint wakes=True):
+    """Run a kernel that cuts rows: its stages one after another, those of blocks side by side.
+
+    `args`: the call's address, a stage's number, and the kernel's own memory.
+    """
+    cdef int64_t *stage = <int64_t *> args + 1
+    cdef int64_t i
+    for i in range(5 if wants_map else 3):
+        stage[0] = i
+        if i & 1:
+            run(function, args, n_units, grain, n_threads, wakes)
+        else:
+            run(function, args, 1, 1, 1)
 
 
 cdef extern from "_memory.h":

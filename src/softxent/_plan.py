@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 from softxent import _threads
 from softxent._machine import last_level_cache
 from softxent._settings import Setting, environment, snapshot
 from softxent.backends import BACKENDS, backend
-from softxent.backends._contract import Key
+from softxent.backends._contract import BLOCK, CUT_ROWS, Key
 
-# A second thread pays from about 50 us of one thread's work where calls follow each other, and from
-# 150 us where its workers have parked in between, as in a trainer: a virtual machine takes
-# 20-50 us to wake one. By what an element takes: rows of up to 64 classes, longer rows. Measured by
-# `python benchmarks/threads.py` on an EPYC (Zen 4, AVX-512), 2 cores, November 2026, float32;
-# float64 counts double.
-PARALLEL_FROM_NS = 150_000.0
+# What a row and an element take on one thread, and what float64 takes more; rows of up to 64
+# classes, longer ones. float32, loss and gradient: `softxent bench --threads 1` on an EPYC (Zen 4,
+# AVX-512), November 2026: 11 ns a row of 2 classes, 16 of 10, 40 of 30, 110 of 100, 560 of 1,000.
 SHORT_ROWS = 64
-NS_SHORT, NS_LONG = 2.6, 0.7
-# Rows are handed out in pieces of at least this many elements, and about this many pieces a
-# thread: small enough to even out cores of unequal speed, large against taking a piece (0.1 us).
-PIECE_FROM = 8_192
+ROW_NS, ELEMENT_NS = (8.0, 60.0), (1.0, 0.5)
+WIDE = 2.0
+# From how much work on a second thread pays, by `python benchmarks/threads.py` on the same machine:
+# where calls follow each other closely, its workers still spin, and take 2-3 us to join; where they
+# have parked, as in a trainer, a virtual machine takes 20-50 us to wake one.
+PARALLEL_FROM_NS = 15_000.0
+WAKES_FROM_NS = 150_000.0
+# Rows are handed out in pieces that take this long at least, and about this many pieces a thread:
+# small enough to even out cores of unequal speed, large against starting one (0.5 us).
+PIECE_NS = 5_000.0
 PIECES_PER_THREAD = 8
 # Rows from this many bytes on may be stored past the caches: of shorter ones too many lines have
 # two rows' ends in them. Time with normal stores over time past the caches, two threads, float32,
 # on an EPYC (Zen 4, AVX-512), 2 cores, November 2026: rows of 1,028 bytes .84, 4,000 1.0, 16,396
 # 1.07, 128,000 1.13.
 STREAMED_ROW = 8_192
+# Rows of fewer classes are not cut: there is a stage more to hand over, and in place exp is taken
+# twice.
+CUT_FROM = 64 * BLOCK
 # Rows a kernel may want to treat together: a piece is a multiple of it where rows are short.
 ROWS_TOGETHER = 32
 
@@ -51,7 +58,12 @@ class Plan:
     n_threads : int
         Threads that take part.
     grain : int
-        Rows a thread takes at a time.
+        Rows a thread takes at a time; where rows are cut, blocks of 1,024 classes.
+    cut : bool
+        Whether rows are cut among threads: few of them, of many classes.
+    wakes : bool
+        Whether threads that sleep are woken for it. If not, only a call that follows another
+        closely has more than one.
     streams : bool
         Whether the gradient goes to memory past the caches: into a `grad_out` of its own that,
         with the logits, is larger than they are.
@@ -64,6 +76,8 @@ class Plan:
     isa: str
     n_threads: int
     grain: int
+    cut: bool
+    wakes: bool
     streams: bool
     why: dict[str, str]
 
@@ -72,7 +86,10 @@ class Plan:
         level = f" ({self.isa})" if self.isa else ""
         threads = f"{self.n_threads} thread{'s' if self.n_threads > 1 else ''}"
         stores = ", stored past the caches" if self.streams else ""
-        lines = [f"{self.kernel}: {self.backend}{level}, {threads}, {self.grain} rows at a time"
+        what = "blocks of a row" if self.cut else "rows"
+        if not self.wakes:
+            threads += " (if awake)"
+        lines = [f"{self.kernel}: {self.backend}{level}, {threads}, {self.grain} {what} at a time"
                  f"{stores}"]
         width = max(map(len, self.why))
         lines += [f"  {name:<{width}}  {reason}" for name, reason in self.why.items()]
@@ -168,11 +185,9 @@ def select(
     cannot serve raises `BackendUnavailableError`. Otherwise the first of `BACKENDS` that can.
     """
     wanted = None if n_threads is None else _threads.check(n_threads)
-    ns = n_rows * n_classes * (NS_SHORT if n_classes <= SHORT_ROWS else NS_LONG)
-    if key.dtype == "float64":
-        ns *= 2.0
     # Asking how many threads there are costs more than a small call should.
-    may = _threads.effective_threads(wanted) if ns >= PARALLEL_FROM_NS and n_rows > 1 else 1
+    ns = n_rows * _row_ns(key, n_classes)
+    may = _threads.effective_threads(wanted) if ns >= PARALLEL_FROM_NS else 1
     forced = _check_name(requested) or _setting.get()
     return _plan(key, n_rows, n_classes, forced, may, snapshot(_VARIABLES))
 
@@ -205,10 +220,27 @@ def _plan(key: Key, n_rows: int, n_classes: int, forced: str | None, n_threads: 
         assert forced is not None, "the last backend serves everything"
         _require(forced)
         raise BackendUnavailableError(f"backend {forced!r} cannot serve this call: {why[forced]}")
-    threads = min(n_threads, max(n_rows, 1)) if backend(chosen).parallel else 1
+    serves = backend(chosen)
+    threads = n_threads if serves.parallel else 1
+    row_ns = _row_ns(key, n_classes)
+    wakes = n_rows * row_ns >= WAKES_FROM_NS
+    # Rows that do not go round evenly, and are worth what two more hand-overs take.
+    cut = (threads > 1 and 0 < n_rows < min(2 * threads, CUT_ROWS + 1) and n_classes >= CUT_FROM
+           and serves.cuts(key))
+    if not cut:
+        threads = min(threads, max(n_rows, 1))
     kernel = " ".join(filter(None, (key.op.name.lower(), key.targets, key.dtype, key.order)))
-    return Plan(chosen, kernel, backend(chosen).isa(), threads, _grain(n_rows, n_classes, threads),
+    grain = (_grain(n_rows * -(-n_classes // BLOCK), BLOCK * ELEMENT_NS[1], threads, 1) if cut
+             else _grain(n_rows, row_ns, threads, ROWS_TOGETHER))
+    return Plan(chosen, kernel, serves.isa(), threads, grain, cut, wakes or threads == 1,
                 _streams(key, n_rows, n_classes), why)
+
+
+def _row_ns(key: Key, n_classes: int) -> float:
+    """Return about how long a row takes, in ns."""
+    long = n_classes > SHORT_ROWS
+    ns = ROW_NS[long] + ELEMENT_NS[long] * n_classes
+    return ns * WIDE if key.dtype == "float64" else ns
 
 
 def _streams(key: Key, n_rows: int, n_classes: int) -> bool:
@@ -219,9 +251,9 @@ def _streams(key: Key, n_rows: int, n_classes: int) -> bool:
             and 2 * n_rows * row > last_level_cache())
 
 
-def _grain(n_rows: int, n_classes: int, threads: int) -> int:
-    """Return the rows that a thread takes at a time."""
-    grain = max(-(-PIECE_FROM // n_classes), -(-n_rows // (PIECES_PER_THREAD * max(threads, 1))))
+def _grain(n_units: int, unit_ns: float, threads: int, together: int) -> int:
+    """Return the rows, or blocks, that a thread takes at a time."""
+    grain = max(math.ceil(PIECE_NS / unit_ns), -(-n_units // (PIECES_PER_THREAD * max(threads, 1))))
     if grain > 1:
-        grain = -(-grain // ROWS_TOGETHER) * ROWS_TOGETHER
-    return max(1, min(grain, n_rows))
+        grain = -(-grain // together) * together
+    return max(1, min(grain, n_units))

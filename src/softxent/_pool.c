@@ -7,6 +7,7 @@
 #include "_pool.h"
 
 #include <stddef.h>
+#include <string.h>
 
 #if defined(__SSE__) || defined(_M_X64)
 #include <xmmintrin.h>
@@ -35,10 +36,13 @@ static void set_float_state(unsigned state)
 
 #if SX_HAVE_POOL
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 #endif
 
 /* One run, on its caller's stack. */
@@ -91,6 +95,8 @@ static enum sx_outcome run_alone(struct job *job)
    Longer spinning fights BLAS's threads for the cores (DESIGN, "Threads": a trainer's step takes
    8.2-8.4 ms with 2,000, 8.7-12.6 ms with libgomp's spinning). */
 #define SPINS 2000
+/* A run that has ended so long ago was of another burst; about as long as SPINS take. */
+#define BURST_NANOSECONDS 40000
 /* Kernels use a few KiB of it; other libraries' thread-local storage is taken from it too. */
 #define STACK_BYTES ((size_t)1 << 20)
 /* A caller that waits for a worker's long piece looks for Ctrl-C this often. */
@@ -111,11 +117,20 @@ static struct {
     atomic_int waiting; /* is the owner at `done`, or about to be? */
     atomic_int size;    /* workers; only the owner adds */
     atomic_uint generation; /* forks between the first process and this one */
+    atomic_int_fast64_t ended; /* when the last run for several threads did, by now() */
     pthread_mutex_t lock;
     pthread_cond_t wake, done;
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER,
           .wake = PTHREAD_COND_INITIALIZER,
           .done = PTHREAD_COND_INITIALIZER};
+
+static int64_t now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
 
 static inline void pause_briefly(void)
 {
@@ -125,6 +140,72 @@ static inline void pause_briefly(void)
     __asm__ volatile("yield");
 #endif
 }
+
+/* ---- where workers wake up ------------------------------------------------------------------
+
+   Linux likes to wake a thread on the processor of the one that wakes it, and in a virtual machine takes
+   a halted processor for a busy one: a worker then waits for the very thread that waits for it, until
+   some milliseconds later the load is balanced. So the owner forbids its own processor to a worker that
+   it is about to wake, and the worker, once awake, allows it again. */
+
+#if defined(__linux__)
+/* With more of them a worker finds another one by itself, and there are more workers to see to. */
+#define FEW_PROCESSORS 8
+
+/* Under pool.lock. */
+static struct {
+    pid_t workers[FEW_PROCESSORS]; /* 0: has not run yet */
+    int asleep[FEW_PROCESSORS];
+    int moved[FEW_PROCESSORS];
+    cpu_set_t allowed; /* the owner's processors */
+} places;
+
+static void keep_apart(void)
+{
+    cpu_set_t others;
+    int own = sched_getcpu();
+
+    if (own < 0 || own >= CPU_SETSIZE
+        || sched_getaffinity(0, sizeof places.allowed, &places.allowed) != 0
+        || CPU_COUNT(&places.allowed) > FEW_PROCESSORS)
+        return;
+    others = places.allowed;
+    CPU_CLR(own, &others);
+    if (CPU_COUNT(&others) == 0)
+        return;
+    for (int i = 0; i < FEW_PROCESSORS; i++)
+        if (places.workers[i] != 0 && places.asleep[i])
+            places.moved[i] |= sched_setaffinity(places.workers[i], sizeof others, &others) == 0;
+}
+
+static void fall_asleep(int number)
+{
+    if (number < FEW_PROCESSORS) {
+        places.workers[number] = (pid_t)syscall(SYS_gettid);
+        places.asleep[number] = 1;
+    }
+}
+
+static void wake_up(int number)
+{
+    if (number < FEW_PROCESSORS) {
+        places.asleep[number] = 0;
+        if (places.moved[number])
+            sched_setaffinity(0, sizeof places.allowed, &places.allowed);
+        places.moved[number] = 0;
+    }
+}
+
+static void forget_places(void)
+{
+    memset(&places, 0, sizeof places);
+}
+#else
+static void keep_apart(void) { }
+static void fall_asleep(int number) { (void)number; }
+static void wake_up(int number) { (void)number; }
+static void forget_places(void) { }
+#endif
 
 /* The child has this thread only: no workers, no owner, locks in whatever state they were. */
 static void start_afresh(void)
@@ -138,6 +219,7 @@ static void start_afresh(void)
     pthread_mutex_init(&pool.lock, NULL);
     pthread_cond_init(&pool.wake, NULL);
     pthread_cond_init(&pool.done, NULL);
+    forget_places();
 }
 
 int sx_pool_setup(void)
@@ -180,7 +262,7 @@ static int32_t poll_worker(sx_control *control)
 
 /* Spins, then parks. A worker that parks first counts itself as parked, then looks for seats; an
    owner first offers seats, then looks for parked workers: one of the two sees the other. */
-static struct job *take_seat(void)
+static struct job *take_seat(int number)
 {
     int spins = 0;
 
@@ -196,8 +278,10 @@ static struct job *take_seat(void)
         } else {
             pthread_mutex_lock(&pool.lock);
             atomic_fetch_add(&pool.parked, 1);
+            fall_asleep(number);
             while (atomic_load(&pool.seats) < SEAT)
                 pthread_cond_wait(&pool.wake, &pool.lock);
+            wake_up(number);
             atomic_fetch_sub(&pool.parked, 1);
             pthread_mutex_unlock(&pool.lock);
             spins = 0;
@@ -219,16 +303,15 @@ static void leave_seat(void)
     }
 }
 
-static void *worker(void *unused)
+static void *worker(void *number)
 {
-    (void)unused;
 #if SX_HAVE_MXCSR
     set_float_state(0x1f80); /* the default; a new thread has its creator's */
 #elif defined(__aarch64__)
     __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)0));
 #endif
     for (;;) {
-        struct job *job = take_seat();
+        struct job *job = take_seat((int)(intptr_t)number);
         sx_control control = {0, poll_worker, job};
 
         work(job, &control);
@@ -261,7 +344,7 @@ static int grow(int wanted)
     while (size < wanted) {
         pthread_t thread;
 
-        if (pthread_create(&thread, &attributes, worker, NULL) != 0)
+        if (pthread_create(&thread, &attributes, worker, (void *)(intptr_t)size) != 0)
             break;
 #if defined(__linux__)
         /* Here, not by itself: who looks for workers after a call finds even one that has not run. */
@@ -308,6 +391,7 @@ static void offer_seats(struct job *job, int n)
         return;
     /* Once we have had the lock, those counted as parked do wait. */
     pthread_mutex_lock(&pool.lock);
+    keep_apart();
     pthread_mutex_unlock(&pool.lock);
     for (int i = 0; i < n && i < parked; i++)
         pthread_cond_signal(&pool.wake);
@@ -369,7 +453,8 @@ int sx_pool_size(void)
 #endif
 
 enum sx_outcome sx_pool_run(sx_kernel kernel, void *args, int64_t n_units, int64_t grain,
-                            int64_t n_threads, sx_interrupted interrupted, void *context)
+                            int64_t n_threads, int wakes, sx_interrupted interrupted,
+                            void *context)
 {
     struct job job = {.kernel = kernel,
                       .args = args,
@@ -384,6 +469,13 @@ enum sx_outcome sx_pool_run(sx_kernel kernel, void *args, int64_t n_units, int64
     wanted = (wanted < n_threads ? wanted : n_threads) - 1;
     if (wanted > MAX_WORKERS)
         wanted = MAX_WORKERS;
+    if (wanted > 0 && !wakes
+        && now() - atomic_load_explicit(&pool.ended, memory_order_relaxed) > BURST_NANOSECONDS) {
+        enum sx_outcome outcome = run_alone(&job);
+
+        atomic_store_explicit(&pool.ended, now(), memory_order_relaxed);
+        return outcome;
+    }
     if (wanted > 0 && atomic_exchange(&pool.owned, 1) == 0) {
         enum sx_outcome outcome;
         int n_workers = grow((int)wanted);
@@ -392,10 +484,11 @@ enum sx_outcome sx_pool_run(sx_kernel kernel, void *args, int64_t n_units, int64
         outcome = n_workers > 0 ? run_together(&job, n_workers) : run_alone(&job);
         if (!forked(&job)) /* else the child's pool, which this run does not own */
             atomic_store(&pool.owned, 0);
+        atomic_store_explicit(&pool.ended, now(), memory_order_relaxed);
         return outcome;
     }
 #else
-    (void)n_threads;
+    (void)n_threads, (void)wakes;
 #endif
     return run_alone(&job);
 }

@@ -35,9 +35,12 @@ enum sx_outcome {
 int sx_pool_setup(void);
 
 /* kernel(args, lo, hi, …) for every piece of `grain` units of [0, n_units), on at most n_threads
-   threads, the calling one included. When it returns no thread is inside the kernel any more. */
+   threads, the calling one included. When it returns no thread is inside the kernel any more.
+   Without `wakes` other threads take part only if a run that they could be of has ended just now:
+   such runs follow one another, and what it costs to wake a thread is paid once for many. */
 enum sx_outcome sx_pool_run(sx_kernel kernel, void *args, int64_t n_units, int64_t grain,
-                            int64_t n_threads, sx_interrupted interrupted, void *context);
+                            int64_t n_threads, int wakes, sx_interrupted interrupted,
+                            void *context);
 
 /* Workers alive in this process. */
 SX_VISIBLE int sx_pool_size(void);

@@ -116,9 +116,12 @@ cdef class Ready:
                      gamma=self.gamma, reduction=self.reduction, wants_map=self.wants_map,
                      out=self.out if self.given else None, out_name=self.out_name)
 
-    def run(self, uintptr_t kernel, int64_t grain, int64_t n_threads, bint streams):
-        """Run the kernel at address `kernel`; return what `_run.evaluate` returns. Once."""
+    def run(self, tuple found, plan, int64_t units):
+        """Run what `Backend.kernel` found; return what `_run.evaluate` returns. Once."""
         cdef sx_control control
+        cdef uintptr_t kernel = found[0]
+        cdef int64_t n_threads = plan.n_threads
+        cdef uintptr_t *memory = NULL
         cdef cnp.npy_intp n = self.call.n_rows
         cdef double *values = NULL
         cdef double total
@@ -133,7 +136,7 @@ cdef class Ready:
             self.call.out_map.rows.strides[0] = self.call.logits.rows.strides[0]
             self.call.out_map.class_stride = self.call.logits.class_stride
             self.call.out_map.direct = SX_IN_PLACE
-        self.call.streams = streams
+        self.call.streams = plan.streams
         self.call.out_rows_is_double = not keeps_rows or cnp.PyArray_ITEMSIZE(self.logits) == 8
         if keeps_rows:
             rows = cnp.PyArray_EMPTY(1, &n, cnp.PyArray_TYPE(self.logits), 0)
@@ -144,7 +147,16 @@ cdef class Ready:
                 raise MemoryError(f"no memory for {n} row values")
             self.call.out_rows = values
         try:
-            if n_threads == 1 and n * self.call.n_classes < KEEPS_LOCK:
+            if units:
+                from softxent import _native
+
+                memory = <uintptr_t *>PyMem_RawMalloc(found[1])
+                if memory == NULL:
+                    raise MemoryError(f"no memory for {units} blocks' sums")
+                memory[0] = <uintptr_t>&self.call
+                _native.run_cut(kernel, <uintptr_t>memory, units, plan.grain, n_threads,
+                                self.wants_map, plan.wakes)
+            elif n_threads == 1 and n * self.call.n_classes < KEEPS_LOCK:
                 control.elements = 0
                 control.poll = never
                 control.owner = NULL
@@ -152,12 +164,13 @@ cdef class Ready:
             else:
                 from softxent import _native    # not before the first call: it sets the pool up
 
-                _native.run(kernel, <uintptr_t>&self.call, n, grain, n_threads)
+                _native.run(kernel, <uintptr_t>&self.call, n, plan.grain, n_threads, plan.wakes)
             if keeps_rows:
                 return rows, self.out
             total = sx_tree_sum(values, n)
             return total / self.divisor, self.out
         finally:
+            PyMem_RawFree(memory)
             PyMem_RawFree(values)
 
 

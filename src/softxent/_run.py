@@ -15,7 +15,7 @@ from softxent._plan import Plan, select
 from softxent._problem import Problem, check_soft_targets, classes_last
 from softxent._sums import tree_sum
 from softxent.backends import backend
-from softxent.backends._contract import Op
+from softxent.backends._contract import BLOCK, Op
 
 
 def evaluate(
@@ -37,9 +37,10 @@ def evaluate(
 def execute(plan: Plan, problem: Problem | _small.Ready) -> tuple[Any, Any]:
     """Carry `plan` out; see `evaluate`."""
     if isinstance(problem, _small.Ready):
-        kernel = backend(plan.backend).kernel(problem.key, plan.isa)
+        units = problem.n_rows * -(-problem.n_classes // BLOCK) if plan.cut else 0
+        kernel = backend(plan.backend).kernel(problem.key, plan.isa, units)
         if kernel is not None:
-            return problem.run(kernel, plan.grain, plan.n_threads, plan.streams)
+            return problem.run(kernel, plan, units)
         problem = problem.plain()
     call = problem.call
     keeps_rows = problem.reduction == "none"
@@ -62,8 +63,8 @@ def execute(plan: Plan, problem: Problem | _small.Ready) -> tuple[Any, Any]:
         return 0.0, result
     call.streams = plan.streams
     if call.n_rows:
-        task = backend(plan.backend).bind(call, plan.isa)
-        _threads.run(task, call.n_rows, plan.grain, plan.n_threads)
+        task = backend(plan.backend).bind(call, plan.isa, plan.cut)
+        _threads.run(task, call.n_rows, plan.grain, plan.n_threads, plan.wakes)
         if task.refused:
             check_soft_targets(problem)
             raise ValueError("probability targets changed during the call, and were invalid")

@@ -23,7 +23,7 @@ class Ready:
         """Return the Problem that the plain `normalise` makes of the call."""
         raise NotImplementedError
 
-    def run(self, kernel: int, grain: int, n_threads: int, streams: bool) -> tuple[Any, Any]:
+    def run(self, kernel: tuple[int, int], plan: Any, units: int) -> tuple[Any, Any]:
         """Run a kernel; return what `_run.evaluate` returns."""
         raise NotImplementedError
 

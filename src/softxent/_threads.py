@@ -264,21 +264,26 @@ def native() -> Any:
         return None
 
 
-def run(task: Task, n_rows: int, grain: int, n_threads: int) -> None:
+def run(task: Task, n_rows: int, grain: int, n_threads: int, wakes: bool = True) -> None:
     """Evaluate all rows of `task`, `grain` at a time, on at most `n_threads` threads.
 
-    The calling thread is one of them. Ctrl-C ends the run early; no thread is at it any more when
+    The calling thread is one of them. A run that does not wake others has them only if it follows
+    another one closely. Ctrl-C ends the run early; no thread is at it any more when
     this returns or raises.
     """
     pool = native() if task.native is not None else None
     if pool is not None and task.native is not None:
         try:
-            pool.run(task.native.function, task.native.args, n_rows, grain, n_threads)
+            function, args, _ = task.native
+            if task.units:
+                pool.run_cut(function, args, task.units, grain, n_threads, task.has_map, wakes)
+            else:
+                pool.run(function, args, n_rows, grain, n_threads, wakes)
         except RuntimeError:
             if task.out_of_memory:
                 raise MemoryError("no memory for a kernel's intermediate results") from None
             raise
-    elif n_threads == 1 or n_rows <= grain:
+    elif n_threads == 1 or n_rows <= grain or not wakes:
         task(0, n_rows, _go_on)
     else:
         _run_on_python_threads(task, n_rows, grain, min(n_threads, -(-n_rows // grain)))

@@ -43,6 +43,12 @@ class Op(enum.IntEnum):
 POINTS = 1024
 
 
+#: Classes that go together: what rows are cut into.
+BLOCK = 1024
+#: The most rows of a call whose rows are cut.
+CUT_ROWS = 32
+
+
 class Key(NamedTuple):
     """All that a backend may base a refusal on; hashable, so that plans can be cached.
 
@@ -214,6 +220,10 @@ class Task(Protocol):
 
     #: The kernel's address and its arguments', for the native pool; None: Python only.
     native: Native | None
+    #: Of a kernel that cuts rows: blocks of all rows; else 0.
+    units: int
+    #: Whether such a kernel writes a map.
+    has_map: bool
 
     @property
     def refused(self) -> bool:
@@ -251,9 +261,20 @@ class Backend(abc.ABC):
         """Return the instruction set in use ("v2", "v3", "v4", "generic"), or "" if it has none."""
 
     @abc.abstractmethod
-    def bind(self, call: Call, isa: str) -> Task:
-        """Return the task that evaluates `call` with the instruction set that `isa()` gave."""
+    def bind(self, call: Call, isa: str, cut: bool = False) -> Task:
+        """Return the task that evaluates `call` with the instruction set that `isa()` gave.
 
-    def kernel(self, key: Key, isa: str) -> int | None:
-        """Return the address of the kernel that serves `key` with `call.h`'s arguments, or None."""
+        cut: by a kernel that cuts rows among threads, for a key that the backend `cuts`.
+        """
+
+    def kernel(self, key: Key, isa: str, units: int) -> tuple[int, int] | None:
+        """Return the address of the kernel that takes `call.h`'s arguments, or None.
+
+        units: 0, or the blocks of all rows, for the kernel that cuts them; second comes how many
+        bytes that one's arguments have, behind the call's address.
+        """
         return None
+
+    def cuts(self, key: Key) -> bool:
+        """Return whether rows of such a call can be cut among threads, up to `CUT_ROWS` of them."""
+        return False

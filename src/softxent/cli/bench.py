@@ -36,7 +36,7 @@ ROUNDS = 9
 #: clocks and caches are as calls that follow each other find them.
 ROUND_SECONDS = 8e-3
 #: Threads of the function before spin on for some ms (OpenMP), on cores that the next one wants.
-PAUSE_SECONDS = 0.01
+PAUSE_SECONDS = 0.02
 #: Arrays from here on are measured against memory; smaller ones stay in some cache.
 MEMORY_BYTES = 1 << 22
 

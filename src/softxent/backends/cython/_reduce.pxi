@@ -459,10 +459,10 @@ cdef inline void reduce_block(const sx_call* call, Rows* rows, int64_t j, const 
         n = power_near(top if top > -far else -far, scale)
     power_of(n, &k, &low, scale)
     e = kept_block(rows, j, k0, length, <real*>NULL)
-    if e == NULL:
-        e = <real*>(room + ROOM_E)
-    else:
+    if e != NULL:
         keep_power(rows, j, k0, n if top > -INFINITY else -INFINITY)
+    else:
+        e = <real*>(rows.e_to if rows.e_to != NULL else room + ROOM_E)
     if top > -INFINITY:
         place = first_place(x, length, real_top)
     if place == y_place:

@@ -284,6 +284,7 @@ cdef struct Rows:
     char* kept
     int64_t kept_pitch
     double kept_n[KEPT_POWERS]
+    char* e_to               # where the next block's e go instead; NULL: nowhere
     char* z[GROUP]
     char* g[GROUP]
     char* t[GROUP]           # probabilities
@@ -783,6 +784,7 @@ cdef int walk_tiles(const sx_call* call, Rows* rows, int64_t first, const scalin
 include "_other.pxi"
 include "_points.pxi"
 include "_distillation.pxi"
+include "_split.pxi"
 
 cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* control,
                   const scaling* scale, real* unused) noexcept nogil:
@@ -814,6 +816,7 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
     for turn in range(2):
         rows = &groups[turn]
         rows.count = 0
+        rows.e_to = NULL
         rows.half = &half
         keep_rows(rows, kept, turn, together, unused)
         for i in range(GROUP):
@@ -879,6 +882,24 @@ cdef int64_t walk_f32(void* args, int64_t lo, int64_t hi, sx_control* control) n
 
 cdef int64_t walk_f64(void* args, int64_t lo, int64_t hi, sx_control* control) noexcept nogil:
     return walk_any(<const sx_call*>args, lo, hi, control, <double*>NULL)
+
+
+cdef int64_t walk_split_f32(void* args, int64_t lo, int64_t hi, sx_control* control) noexcept nogil:
+    return walk_split(<Split*>args, lo, hi, control, <float*>NULL)
+
+
+cdef int64_t walk_split_f64(void* args, int64_t lo, int64_t hi, sx_control* control) noexcept nogil:
+    return walk_split(<Split*>args, lo, hi, control, <double*>NULL)
+
+
+def split_kernels():
+    """Return the addresses of the walks that cut rows, by the size of the element."""
+    return {4: <uint64_t>&walk_split_f32, 8: <uint64_t>&walk_split_f64}
+
+
+def split_bytes(int64_t n_units):
+    """Return the size of such a walk's arguments: the call's address, a stage's number, its memory."""
+    return sizeof(Split) + n_units * sizeof(Part)
 
 
 def kernels():

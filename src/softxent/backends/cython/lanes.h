@@ -808,8 +808,14 @@ SX_INLINE void sx_scale_run_f32(const float *e, float shift, float a, int64_t le
     }
     return;
 #endif
-    for (; i < length; i++)
-        to[i] = sx_fma_f32(e[i] * shift, a, 0.0f);
+    /* Two loops: a compiler that cannot know `the same or apart` runs a scalar one. */
+    if (e == to) {
+        for (; i < length; i++)
+            to[i] = sx_fma_f32(to[i] * shift, a, 0.0f);
+    } else {
+        for (; i < length; i++)
+            to[i] = sx_fma_f32(e[i] * shift, a, 0.0f);
+    }
 }
 
 SX_INLINE void sx_scale_run_f64(const double *e, double shift, double a, int64_t length, double *to)
@@ -827,8 +833,14 @@ SX_INLINE void sx_scale_run_f64(const double *e, double shift, double a, int64_t
     }
     return;
 #endif
-    for (; i < length; i++)
-        to[i] = sx_fma_f64(e[i] * shift, a, 0.0);
+    /* Two loops: a compiler that cannot know `the same or apart` runs a scalar one. */
+    if (e == to) {
+        for (; i < length; i++)
+            to[i] = sx_fma_f64(to[i] * shift, a, 0.0);
+    } else {
+        for (; i < length; i++)
+            to[i] = sx_fma_f64(e[i] * shift, a, 0.0);
+    }
 }
 
 /* The same past the caches; sx_stream_end before another thread may read it. */

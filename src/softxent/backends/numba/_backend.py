@@ -31,6 +31,8 @@ class Task:
     def __init__(self, walk: Loaded, bound: Bound) -> None:
         self._walk = walk
         self._bound = bound
+        self.units = 0
+        self.has_map = False
         self.native: Native | None = None
         if native() is not None:
             self.native = Native(walk.kernel, bound.address, bound)
@@ -191,7 +193,7 @@ class Numba(Backend):
         """Return the level in use, "" for none."""
         return next((level for level in usable_levels() if level in _LEVELS), "")
 
-    def bind(self, call: Call, isa: str) -> Task:
+    def bind(self, call: Call, isa: str, cut: bool = False) -> Task:
         """Return the task that evaluates `call` at level `isa`."""
         walk = _walk_of(call.op, call.is_wide, call.soft_targets is not None,
                         call.has_options, call.temperature != 1.0)

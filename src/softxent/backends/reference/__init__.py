@@ -30,7 +30,7 @@ class NumPyBackend(Backend):
         """Return "": NumPy chooses its own instructions."""
         return ""
 
-    def bind(self, call: Call, isa: str) -> Task:
+    def bind(self, call: Call, isa: str, cut: bool = False) -> Task:
         """Return the task that evaluates `call`."""
         return RowsTask(call)
 

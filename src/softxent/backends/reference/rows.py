@@ -116,6 +116,8 @@ class RowsTask:
     """A call, ready to be evaluated on any range of its rows."""
 
     native: Native | None = None
+    units = 0
+    has_map = False
 
     def __init__(self, call: Call) -> None:
         # A single row without an axis for the rows gets one.
