@@ -1,4 +1,4 @@
-"""From how much work on a second thread pays: the figures behind `_plan.PARALLEL_FROM_NS`.
+"""From how much work on a second thread pays: the figures behind `_tuning.Tuning`'s defaults.
 
     python benchmarks/threads.py
 
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import replace
 
 import numpy as np
 
 import softxent as sx
-from softxent import _plan
+from softxent import _plan, _tuning
 
 
 def call_times(n: int, c: int, pause: float) -> dict[int, float]:
@@ -36,11 +37,12 @@ def call_times(n: int, c: int, pause: float) -> dict[int, float]:
 
 
 def main() -> None:
-    _plan.PARALLEL_FROM_NS = 0.0  # or small shapes would never be given two
+    # Or small shapes would never be given two.
+    _tuning.adopt(replace(_tuning.current(), parallel_from_ns=0.0, wakes_from_ns=0.0))
     print("rows x classes   elements   | back to back: 1, 2 threads | parked: 1, 2 threads")
     for n, c in ((256, 10), (819, 10), (1638, 10), (3277, 10), (6554, 10), (13107, 10),
                  (16, 1000), (33, 1000), (66, 1000), (131, 1000), (262, 1000), (1049, 1000)):
-        _plan._plan.cache_clear()
+        _plan.forget_plans()
         near, apart = call_times(n, c, 0.0), call_times(n, c, 3e-4)
         print(f"{n:>6} x {c:<6} {n * c:>10}   | {near[1]:8.1f} {near[2]:8.1f} "
               f"          | {apart[1]:8.1f} {apart[2]:8.1f}", flush=True)

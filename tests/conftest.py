@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 import softxent as sx
-from softxent import _plan
+from softxent import _plan, _tuning
 from softxent.backends import BACKENDS
+
+# As shipped, whatever `tune` has kept on this machine.
+_tuning.adopt(_tuning.Tuning())
 
 #: The levels SOFTXENT_MAX_ISA knows, with what NumPy, another party, must find in the processor.
 LEVELS = {
@@ -118,12 +122,24 @@ def any_dtype(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def all_take_part(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every thread takes part, a few rows at a time, however small the call is."""
-    monkeypatch.setattr(_plan, "PARALLEL_FROM_NS", 0.0)
-    monkeypatch.setattr(_plan, "PIECE_FROM", 1)
+    share_all(monkeypatch)
     monkeypatch.setattr(_plan, "ROWS_TOGETHER", 1)
-    _plan._plan.cache_clear()
     yield
-    _plan._plan.cache_clear()
+    _plan.forget_plans()
+
+
+def share_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every call one for all threads, in pieces of a row.
+
+    A long row's classes are cut, and a gradient that may be is stored past the caches. Forget the
+    plans afterwards.
+    """
+    tuning = replace(_tuning.Tuning(), parallel_from_ns=0.0, wakes_from_ns=0.0, streamed_row=0.0)
+    monkeypatch.setattr(_tuning, "_adopted", [tuning])
+    monkeypatch.setattr(_plan, "last_level_cache", lambda: 0)
+    monkeypatch.setattr(_plan, "PIECE_NS", 1.0)
+    monkeypatch.setattr(_plan, "CUT_FROM", 65)
+    _plan.forget_plans()
 
 
 #: What other Pythons, the wheel, the sdist and a build without a compiler run (`-m subset`): of

@@ -26,13 +26,14 @@ MODULES = {
 #: A module has the line of the longest name here that it begins with.
 ROAD = [
     {"softxent", "softxent.__main__", "softxent.cli"},
-    {"softxent._warmup"},
+    {"softxent._warmup", "softxent._tune"},
     {"softxent._explain", "softxent._info", "softxent._diagnose"},
     {"softxent.losses", "softxent.pieces", "softxent.metrics", "softxent._row_stats"},
     {"softxent._problem", "softxent._run", "softxent._small", "softxent._ready"},
     {"softxent._plan"},
     {"softxent.backends.cython", "softxent.backends.numba",
      "softxent.backends.reference"},
+    {"softxent._tuning"},
     {"softxent._machine", "softxent.backends"},
     {"softxent._threads", "softxent._sums", "softxent._exact"},
     {"softxent._settings", "softxent._cache", "softxent.backends._contract"},

@@ -75,7 +75,10 @@ def test_choices_in_order_argument_setting_environment(plans, monkeypatch):
 
 def test_small_work_stays_on_one_thread_and_large_work_is_shared():
     assert sx.explain((32, 10)).n_threads == 1
-    assert sx.explain((1, 10**7)).n_threads == 1     # one row: until rows are cut
+    assert sx.explain((1, 10**4)).n_threads == 1
+    one_row = sx.explain((1, 10**7))
+    assert one_row.cut == (one_row.n_threads > 1)
+    assert not sx.explain((1, 10**7), backend="numpy").cut
     large = sx.explain((10**6, 100))
     assert large.n_threads in (1, sx.get_num_threads())
     assert large.grain * large.n_threads <= 10**6

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import softxent as sx
 import test_option_pairs as pairs
 import truth
+from conftest import share_all
 from guard import Guarded
 from softxent import _plan
 
@@ -36,15 +37,13 @@ EPS = 2.0**-52
 @pytest.fixture(autouse=True)
 def threads(monkeypatch):
     """Every thread takes part, a few rows at a time, however small the call is."""
-    monkeypatch.setattr(_plan, "PARALLEL_FROM_NS", 0.0)
-    monkeypatch.setattr(_plan, "PIECE_FROM", 1)
+    share_all(monkeypatch)
     monkeypatch.setattr(_plan, "ROWS_TOGETHER", 1)
-    _plan._plan.cache_clear()
     plan = sx.explain((64, 2))
     assert plan.n_threads == sx.get_num_threads() or plan.backend == "numpy"
     assert plan.grain < 16
     yield
-    _plan._plan.cache_clear()
+    _plan.forget_plans()
 
 
 # ---- what is drawn -------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from softxent._row_stats import (
     row_stats,
 )
 from softxent._threads import get_num_threads, register_threadpoolctl, set_num_threads
+from softxent._tune import tune
+from softxent._tuning import Tuning
 from softxent._warmup import warmup
 from softxent.losses.cross_entropy import cross_entropy, cross_entropy_with_grad
 from softxent.losses.cross_entropy_grad_hess import cross_entropy_grad_hess
@@ -44,6 +46,7 @@ __all__ = [
     "BackendUnavailableError",
     "Plan",
     "RowStats",
+    "Tuning",
     "accuracy",
     "available_backends",
     "cross_entropy",
@@ -79,6 +82,7 @@ __all__ = [
     "softmax_squared_error_with_grad",
     "softmax_vjp",
     "target_log_probs",
+    "tune",
     "warmup",
 ]
 

@@ -9,29 +9,14 @@ from dataclasses import dataclass
 from softxent import _threads
 from softxent._machine import last_level_cache
 from softxent._settings import Setting, environment, snapshot
+from softxent._tuning import Tuning, current
 from softxent.backends import BACKENDS, backend
 from softxent.backends._contract import BLOCK, CUT_ROWS, Key
 
-# What a row and an element take on one thread, and what float64 takes more; rows of up to 64
-# classes, longer ones. float32, loss and gradient: `softxent bench --threads 1` on an EPYC (Zen 4,
-# AVX-512), November 2026: 11 ns a row of 2 classes, 16 of 10, 40 of 30, 110 of 100, 560 of 1,000.
-SHORT_ROWS = 64
-ROW_NS, ELEMENT_NS = (8.0, 60.0), (1.0, 0.5)
-WIDE = 2.0
-# From how much work on a second thread pays, by `python benchmarks/threads.py` on the same machine:
-# where calls follow each other closely, its workers still spin, and take 2-3 us to join; where they
-# have parked, as in a trainer, a virtual machine takes 20-50 us to wake one.
-PARALLEL_FROM_NS = 15_000.0
-WAKES_FROM_NS = 150_000.0
 # Rows are handed out in pieces that take this long at least, and about this many pieces a thread:
 # small enough to even out cores of unequal speed, large against starting one (0.5 us).
 PIECE_NS = 5_000.0
 PIECES_PER_THREAD = 8
-# Rows from this many bytes on may be stored past the caches: of shorter ones too many lines have
-# two rows' ends in them. Time with normal stores over time past the caches, two threads, float32,
-# on an EPYC (Zen 4, AVX-512), 2 cores, November 2026: rows of 1,028 bytes .84, 4,000 1.0, 16,396
-# 1.07, 128,000 1.13.
-STREAMED_ROW = 8_192
 # Rows of fewer classes are not cut: there is a stage more to hand over, and in place exp is taken
 # twice.
 CUT_FROM = 64 * BLOCK
@@ -67,6 +52,8 @@ class Plan:
     streams : bool
         Whether the gradient goes to memory past the caches: into a `grad_out` of its own that,
         with the logits, is larger than they are.
+    seconds : float
+        What it is estimated to take on one thread: what threads are chosen by.
     why : dict of str to str
         Backend name: why it was chosen or passed over.
     """
@@ -79,6 +66,7 @@ class Plan:
     cut: bool
     wakes: bool
     streams: bool
+    seconds: float
     why: dict[str, str]
 
     def __str__(self) -> str:
@@ -91,6 +79,7 @@ class Plan:
             threads += " (if awake)"
         lines = [f"{self.kernel}: {self.backend}{level}, {threads}, {self.grain} {what} at a time"
                  f"{stores}"]
+        lines[0] += f"; about {self.seconds * 1e6:,.3g} us on one thread"
         width = max(map(len, self.why))
         lines += [f"  {name:<{width}}  {reason}" for name, reason in self.why.items()]
         return "\n".join(lines)
@@ -186,8 +175,9 @@ def select(
     """
     wanted = None if n_threads is None else _threads.check(n_threads)
     # Asking how many threads there are costs more than a small call should.
-    ns = n_rows * _row_ns(key, n_classes)
-    may = _threads.effective_threads(wanted) if ns >= PARALLEL_FROM_NS else 1
+    tuning = current()
+    ns = n_rows * tuning.row(key.dtype, n_classes)
+    may = _threads.effective_threads(wanted) if ns >= tuning.parallel_from_ns else 1
     forced = _check_name(requested) or _setting.get()
     return _plan(key, n_rows, n_classes, forced, may, snapshot(_VARIABLES))
 
@@ -205,7 +195,9 @@ def _plan(key: Key, n_rows: int, n_classes: int, forced: str | None, n_threads: 
         by = "SOFTXENT_BACKEND"
     why: dict[str, str] = {}
     chosen = ""
-    for name in BACKENDS:
+    tuning = current()
+    preferred = tuning.backend.get(key.dtype)
+    for name in sorted(BACKENDS, key=lambda name: name != preferred):
         if forced is not None and name != forced:
             why[name] = f"not asked for: {forced} is"
         elif chosen:
@@ -214,7 +206,8 @@ def _plan(key: Key, n_rows: int, n_classes: int, forced: str | None, n_threads: 
             reason = backend(name).supports(key)
             if reason is None:
                 chosen = name
-                reason = by if forced else "first of those that can"
+                reason = by if forced else (
+                    "fastest, as measured here" if name == preferred else "first of those that can")
             why[name] = reason
     if not chosen:
         assert forced is not None, "the last backend serves everything"
@@ -222,32 +215,31 @@ def _plan(key: Key, n_rows: int, n_classes: int, forced: str | None, n_threads: 
         raise BackendUnavailableError(f"backend {forced!r} cannot serve this call: {why[forced]}")
     serves = backend(chosen)
     threads = n_threads if serves.parallel else 1
-    row_ns = _row_ns(key, n_classes)
-    wakes = n_rows * row_ns >= WAKES_FROM_NS
+    row_ns = tuning.row(key.dtype, n_classes)
+    wakes = n_rows * row_ns >= tuning.wakes_from_ns
     # Rows that do not go round evenly, and are worth what two more hand-overs take.
     cut = (threads > 1 and 0 < n_rows < min(2 * threads, CUT_ROWS + 1) and n_classes >= CUT_FROM
            and serves.cuts(key))
     if not cut:
         threads = min(threads, max(n_rows, 1))
     kernel = " ".join(filter(None, (key.op.name.lower(), key.targets, key.dtype, key.order)))
-    grain = (_grain(n_rows * -(-n_classes // BLOCK), BLOCK * ELEMENT_NS[1], threads, 1) if cut
+    blocks = -(-n_classes // BLOCK)
+    grain = (_grain(n_rows * blocks, row_ns / blocks, threads, 1) if cut
              else _grain(n_rows, row_ns, threads, ROWS_TOGETHER))
     return Plan(chosen, kernel, serves.isa(), threads, grain, cut, wakes or threads == 1,
-                _streams(key, n_rows, n_classes), why)
+                _streams(key, n_rows, n_classes, tuning), n_rows * row_ns * 1e-9, why)
 
 
-def _row_ns(key: Key, n_classes: int) -> float:
-    """Return about how long a row takes, in ns."""
-    long = n_classes > SHORT_ROWS
-    ns = ROW_NS[long] + ELEMENT_NS[long] * n_classes
-    return ns * WIDE if key.dtype == "float64" else ns
+def forget_plans() -> None:
+    """Make later calls plan anew, by another tuning."""
+    _plan.cache_clear()
 
 
-def _streams(key: Key, n_rows: int, n_classes: int) -> bool:
+def _streams(key: Key, n_rows: int, n_classes: int, tuning: Tuning) -> bool:
     """Return whether the map is to go past the caches."""
     size = {"float32": 4, "float64": 8}.get(key.dtype, 0)
     row = n_classes * size
-    return (key.apart and key.order == "C" and row >= STREAMED_ROW
+    return (key.apart and key.order == "C" and row >= tuning.streamed_row
             and 2 * n_rows * row > last_level_cache())
 
 

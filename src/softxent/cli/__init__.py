@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from softxent._plan import BackendUnavailableError
 
-_COMMANDS = ("info", "demo", "eval", "bench")
+_COMMANDS = ("info", "demo", "eval", "bench", "tune")
 
 
 class CommandError(Exception):

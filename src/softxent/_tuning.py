@@ -1,0 +1,153 @@
+"""Where variants cross over: what `_plan` decides by, as shipped or as `tune` has measured it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from softxent import _cache
+from softxent._machine import usable_levels
+
+#: Rows of up to so many classes are summed and mapped together, in tiles: a class of shapes.
+SHORT_ROWS = 64
+_NAME = "tuning"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What decides threads, stores and backends on this machine; `print()` it.
+
+    Never what is computed: any tuning gives the same bits.
+
+    Attributes
+    ----------
+    row_ns, element_ns : dict of str to (float, float)
+        By dtype, what a row takes, and each of its logits: ns of one thread, loss and gradient.
+        First for rows of up to 64 classes, then for longer ones.
+    parallel_from_ns : float
+        Work from which a second thread pays where calls follow one another closely.
+    wakes_from_ns : float
+        Work from which it pays where that thread has to be woken.
+    streamed_row : float
+        Bytes of a row from which a gradient larger than the caches is stored past them; inf: never.
+    backend : dict of str to str
+        By dtype, the backend that is preferred, among those that can.
+    measured : bool
+        Whether `tune` has measured it on this machine, or it is as shipped.
+    """
+
+    # float32, loss and gradient: `softxent bench --threads 1` on an EPYC (Zen 4, AVX-512), November
+    # 2026: 11 ns a row of 2 classes, 16 of 10, 40 of 30, 110 of 100, 560 of 1,000.
+    row_ns: Mapping[str, tuple[float, float]] = field(
+        default_factory=lambda: {"float32": (8.0, 60.0), "float64": (16.0, 120.0)})
+    element_ns: Mapping[str, tuple[float, float]] = field(
+        default_factory=lambda: {"float32": (1.0, 0.5), "float64": (2.0, 1.0)})
+    # By `python benchmarks/threads.py` on the same machine: where calls follow each other closely,
+    # its workers still spin, and take 2-3 us to join; where they have parked, as in a trainer, a
+    # virtual machine takes 20-50 us to wake one.
+    parallel_from_ns: float = 15_000.0
+    wakes_from_ns: float = 150_000.0
+    # Time with normal stores over time past the caches, two threads, float32, same machine: rows of
+    # 1,028 bytes .84, 4,000 1.0, 16,396 1.07, 128,000 1.13. Of short rows too many share a line.
+    streamed_row: float = 8_192.0
+    backend: Mapping[str, str] = field(default_factory=dict)
+    measured: bool = False
+
+    def row(self, dtype: str, n_classes: int) -> float:
+        """Return about how long a row takes on one thread, in ns; 16-bit rows as float32's."""
+        known = dtype if dtype in self.row_ns else "float32"
+        long = n_classes > SHORT_ROWS
+        return self.row_ns[known][long] + self.element_ns[known][long] * n_classes
+
+    def __str__(self) -> str:
+        """Return the tuning in lines for people."""
+        lines = ["measured on this machine" if self.measured else "as shipped"]
+        for dtype, (short, long) in self.row_ns.items():
+            of_short, of_long = self.element_ns[dtype]
+            lines.append(
+                f"  {dtype}: {short:.3g} ns a row and {of_short:.2g} ns a logit up to {SHORT_ROWS} "
+                f"classes, {long:.3g} and {of_long:.2g} from there"
+                + (f"; {self.backend[dtype]}" if dtype in self.backend else ""))
+        lines.append(f"  a second thread from {self.parallel_from_ns / 1e3:.0f} us of work, from "
+                     f"{self.wakes_from_ns / 1e3:.0f} us if it sleeps")
+        rows = f"rows from {self.streamed_row:,.0f} bytes" if self.streamed_row < 1e12 else "never"
+        lines.append(f"  gradients past the caches: {rows}")
+        return "\n".join(lines)
+
+
+def _key() -> bytes:
+    # What the figures are of: another processor or version has others.
+    try:
+        with open("/proc/cpuinfo") as lines:
+            cpu = next((line for line in lines if line.startswith("model name")), "")
+    except OSError:
+        cpu = ""
+    return repr((1, cpu or platform.processor(), usable_levels()[:1], os.cpu_count(),
+                 platform.python_version(), np.__version__, _version())).encode()
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("softxent")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _checked(found: Any) -> Tuning:
+    """Return the Tuning that a file describes; raise for one that describes none."""
+    def number(value: Any, most: float = 1e12) -> float:
+        if not isinstance(value, float | int) or not 0.0 <= value <= most:
+            raise ValueError(value)
+        return float(value)
+
+    def pairs(value: Any) -> dict[str, tuple[float, float]]:
+        short, long = zip(*((number(a), number(b)) for a, b in (
+            value["float32"], value["float64"])), strict=True)
+        return {"float32": (short[0], long[0]), "float64": (short[1], long[1])}
+
+    backends = found["backend"]
+    if not all(isinstance(text, str) for item in backends.items() for text in item):
+        raise ValueError(backends)
+    return Tuning(pairs(found["row_ns"]), pairs(found["element_ns"]),
+                  number(found["parallel_from_ns"]), number(found["wakes_from_ns"]),
+                  number(found["streamed_row"], math.inf), dict(backends), measured=True)
+
+
+_adopted: list[Tuning] = []
+
+
+def adopt(tuning: Tuning) -> None:
+    """Make `tuning` this process's."""
+    _adopted[:] = [tuning]
+
+
+def current() -> Tuning:
+    """Return what this process goes by."""
+    return _adopted[0] if _adopted else _stored()
+
+
+@cache
+def _stored() -> Tuning:
+    """Return this machine's tuning, read once; as shipped where there is none to be trusted."""
+    body = _cache.read(_NAME, _key())
+    if body is not None:
+        try:
+            return _checked(json.loads(body))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            pass
+    return Tuning()
+
+
+def store(tuning: Tuning) -> None:
+    """Keep `tuning` for later processes."""
+    _cache.write(_NAME, _key(), json.dumps(asdict(tuning)).encode())

@@ -1,0 +1,124 @@
+"""Few rows, their classes cut among threads; gradients past the caches: the bits of neither."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import softxent as sx
+from conftest import share_all
+from softxent import _plan
+
+RNG = np.random.default_rng(5)
+
+
+@pytest.fixture(autouse=True)
+def _shared(monkeypatch, level):
+    if level.backend != "cython":
+        pytest.skip("other backends neither cut rows nor store past the caches")
+    share_all(monkeypatch)
+    yield
+    _plan.forget_plans()
+
+
+def special(z):
+    """Rows that leave the usual lane, one a kind."""
+    n, c = z.shape
+    z = z.copy()
+    z[0, : min(c - 1, 2048)] = -np.inf
+    if n > 1:
+        z[1, c // 2] = np.nan
+    if n > 2:
+        z[2] = 3e6 * np.sign(z[2])
+    return z
+
+
+CALLS = {
+    "cross_entropy": lambda z, y, k, out: sx.cross_entropy_with_grad(z, y, n_threads=k,
+                                                                     grad_out=out),
+    "rows": lambda z, y, k, out: (sx.cross_entropy(z, y, n_threads=k, reduction="none"),),
+    "weighted": lambda z, y, k, out: sx.cross_entropy_with_grad(
+        z, y, n_threads=k, grad_out=out, class_weight=np.linspace(0.5, 1, z.shape[1]),
+        upstream=3.0),
+    "focal": lambda z, y, k, out: sx.focal_loss_with_grad(z, y, n_threads=k, grad_out=out),
+    "logsumexp": lambda z, y, k, out: (sx.logsumexp(z, n_threads=k),),
+    "softmax": lambda z, y, k, out: (sx.softmax(z, n_threads=k, out=out),),
+    "log_softmax": lambda z, y, k, out: (sx.log_softmax(z, n_threads=k, out=out),),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_same_bits_cut(name, dtype):
+    for n, c in ((1, 66), (1, 4099), (2, 1024), (3, 2500), (1, 40_000)):
+        z = (4 * RNG.standard_normal((n, c))).astype(dtype)
+        y = RNG.integers(0, c, n)
+        if n > 1:
+            y[-1] = -100
+        for logits in (z, special(z) if dtype != "float16" else -z):
+            assert sx.explain((n, c), dtype, n_threads=2).cut
+            assert not sx.explain((n, c), dtype, n_threads=1).cut
+            for where in ("fresh", "apart", "in place"):
+                results = []
+                for k in (1, 2, 3, 7):
+                    source = logits.copy()
+                    out = {"fresh": None, "apart": np.empty_like(source), "in place": source}[where]
+                    found = CALLS[name](source, y, k, out)
+                    results.append([np.asarray(part).tobytes() for part in found])
+                assert results[1:] == results[:-1], (n, c, where)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_same_bits_past_the_caches(dtype):
+    """Rows that begin and end anywhere in a line, next to memory that must stay."""
+    for n, c in ((1, 65), (5, 100), (70, 1000), (3, 5000), (33, 257)):
+        z = (4 * RNG.standard_normal((n, c))).astype(dtype)
+        y = RNG.integers(0, c, n)
+        wanted = sx.cross_entropy_with_grad(z, y, n_threads=1)
+        for shift in range(0, 16, 3):
+            room = np.full(n * c + 40, 7, dtype)
+            out = room[shift : shift + n * c].reshape(n, c)
+            assert sx.explain((n, c), dtype, grad_out=True).streams
+            for k in (1, 3):
+                out[:] = 5
+                loss, grad = sx.cross_entropy_with_grad(z, y, grad_out=out, n_threads=k)
+                assert loss == wanted[0]
+                assert grad.tobytes() == wanted[1].tobytes()
+                assert (room[:shift] == 7).all()
+                assert (room[shift + n * c :] == 7).all()
+
+
+def test_kept_e_is_one_walks_at_a_time():
+    """A signal handler's own call, in the middle of another's walk, does without."""
+    import signal
+
+    z = (4 * RNG.standard_normal((1 << 10, 1 << 13))).astype(np.float32)
+    y = RNG.integers(0, z.shape[1], len(z))
+    inner, at = z[:3, :5000].copy(), y[:3] % 5000
+    wanted = sx.cross_entropy_with_grad(z, y, n_threads=1)
+    inner_wanted = sx.cross_entropy_with_grad(inner, at, n_threads=1)
+    seen = []
+
+    busy = []
+
+    def handler(number, frame):
+        if not busy:
+            busy.append(True)
+            seen.append(sx.cross_entropy_with_grad(inner, at, n_threads=1))
+            busy.clear()
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1e-3, 1e-3)
+        for _ in range(200):
+            loss, grad = sx.cross_entropy_with_grad(z, y, n_threads=1)
+            assert loss == wanted[0]
+            assert grad.tobytes() == wanted[1].tobytes()
+            if len(seen) > 50:
+                break
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert seen
+    assert all(loss == inner_wanted[0] and grad.tobytes() == inner_wanted[1].tobytes()
+               for loss, grad in seen)

@@ -1,0 +1,185 @@
+"""The compiled `normalise`: simple calls, to the bits and errors of the plain one."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+import softxent as sx
+from softxent import _problem, _run, _small, _threads
+from softxent.backends._contract import Op
+from softxent.losses import LOSSES
+
+pytestmark = [
+    pytest.mark.subset,
+    pytest.mark.skipif(_threads.native() is None, reason="there is no compiled normalise"),
+]
+RNG = np.random.default_rng(11)
+NAMES = [name for name, spec in LOSSES.items()
+         if spec.op in (Op.CROSS_ENTROPY, Op.FOCAL, Op.SQUARED_ERROR, Op.NLL)]
+
+
+def arrays(n, c, dtype):
+    y = RNG.integers(0, c, n)
+    y[1::5] = -100
+    return (3 * RNG.standard_normal((n, c))).astype(dtype), y
+
+
+def extras(name):
+    return {"gamma": 1.5} if name == "focal_loss" else {}
+
+
+def both(monkeypatch, call):
+    """Return what `call` returns or raises, the compiled way and the plain one."""
+    results = []
+    for normalise in (_small.normalise, _problem.normalise):
+        monkeypatch.setattr(_small, "normalise", normalise)
+        try:
+            results.append(call())
+        except Exception as error:
+            results.append((type(error), str(error)))
+    return results
+
+
+def as_bytes(result):
+    return [np.asarray(part).tobytes() for part in (result if isinstance(result, tuple)
+                                                    else (result,))]
+
+
+@pytest.fixture(autouse=True)
+def _loaded():
+    sx.cross_entropy(np.zeros((1, 2), np.float32), np.zeros(1, np.int64))
+    assert _small.normalise is not _problem.normalise
+
+
+def is_ready(*arguments, **options):
+    return isinstance(_small.normalise(LOSSES["cross_entropy"], *arguments, **options),
+                      _small.Ready)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", NAMES)
+def test_same_bits(name, dtype, reduction, monkeypatch):
+    for (n, c), out in itertools.product([(1, 1), (1, 2), (7, 3), (33, 64), (40, 65), (5, 1500)],
+                                         ["none", "apart", "logits"]):
+        z, y = arrays(n, c, dtype)
+
+        def call(z=z, y=y, out=out):
+            scratch = z.copy()
+            grad = {"none": None, "apart": np.full_like(z, 7), "logits": scratch}[out]
+            loss, found = getattr(sx, f"{name}_with_grad")(
+                scratch, y, reduction=reduction, grad_out=grad, **extras(name))
+            assert grad is None or found is grad
+            alone = getattr(sx, name)(z, y, reduction=reduction, **extras(name))
+            return loss, found, alone
+
+        compiled, plain = both(monkeypatch, call)
+        assert as_bytes(compiled) == as_bytes(plain)
+        assert [type(part) for part in compiled] == [type(part) for part in plain]
+        assert [getattr(part, "dtype", 0) for part in compiled] == [
+            getattr(part, "dtype", 0) for part in plain]
+
+
+def test_the_plan_is_the_plain_one(monkeypatch):
+    seen = []
+    execute = _run.execute
+    monkeypatch.setattr(_run, "execute", lambda plan, problem: (
+        seen.append(plan), execute(plan, problem))[1])
+    for shape in ((3, 4), (500, 10), (40, 3000)):
+        z, y = arrays(*shape, "float32")
+        for grad_out in (None, np.empty_like(z), z):
+            both(monkeypatch, lambda z=z, y=y, g=grad_out: sx.cross_entropy_with_grad(
+                z, y, grad_out=g))
+            assert seen[-1] == seen[-2]
+
+
+def test_what_is_simple():
+    z, y = arrays(6, 4, "float32")
+    assert is_ready(z, y)
+    assert is_ready(z, np.abs(y) % 4, ignore_index=None)
+    for options in ({"axis": 0}, {"label_smoothing": 0.1}, {"temperature": 2.0}, {"softcap": 3.0},
+                    {"z_loss": 0.1}, {"class_weight": np.ones(4)}, {"divisor": 2.0, "reduction": "mean"},
+                    {"sample_weight": np.ones(6)}, {"upstream": 2.0, "wants_map": True}):
+        targets = np.abs(y) % 4 if options.get("axis") != 0 else np.zeros(4, np.int64)
+        assert not is_ready(z, targets, **options), options
+    for other in (z.tolist(), np.asfortranarray(z), z[:, ::-1], z.astype(">f4"),
+                  z.astype(np.float16), np.ma.masked_array(z), z.view(np.memmap)):
+        assert not is_ready(other, y)
+    for other in (y.tolist(), y.astype(np.int32), y.astype(">i8"), np.repeat(y, 2)[::2],
+                  np.full((6, 4), 0.25)):
+        assert not is_ready(z, other)
+
+
+def bad_calls():
+    z, y = arrays(6, 4, "float32")
+    y = np.abs(y) % 4
+    frozen = np.empty_like(z)
+    frozen.flags.writeable = False
+    room = np.empty(2 * z.size, np.float32)
+    room[: z.size] = z.ravel()
+    inside = room[: z.size].reshape(z.shape)
+    yield "a target too large", (z, y + 3), {}
+    yield "a negative target", (z, y - 1), {}
+    yield "all ignored", (z, np.full(6, -100)), {}
+    yield "no rows", (z[:0], y[:0]), {}
+    yield "no classes", (z[:, :0], y), {}
+    yield "targets too few", (z, y[:5]), {}
+    yield "a reduction", (z, y), {"reduction": "average"}
+    yield "ignore_index beyond int64", (z, y), {"ignore_index": 2**80}
+    yield "ignore_index no integer", (z, y), {"ignore_index": 1.5}
+    yield "grad_out of another shape", (z, y), {"grad_out": np.empty((4, 6), np.float32)}
+    yield "grad_out of another dtype", (z, y), {"grad_out": np.empty((6, 4))}
+    yield "grad_out read-only", (z, y), {"grad_out": frozen}
+    yield "grad_out half over the logits", (inside, y), {
+        "grad_out": room[4 : 4 + z.size].reshape(z.shape)}
+    yield "grad_out over the targets", (z, y[:3].repeat(2)), {
+        "grad_out": None}
+    yield "grad_out a list", (z, y), {"grad_out": z.tolist()}
+    yield "a temperature of 0", (z, y), {"temperature": 0.0}
+    yield "backend unknown", (z, y), {"backend": "cuda"}
+    yield "no threads", (z, y), {"n_threads": 0}
+
+
+@pytest.mark.parametrize(("arguments", "options"), [
+    pytest.param(arguments, options, id=name) for name, arguments, options in bad_calls()])
+def test_same_errors(arguments, options, monkeypatch):
+    compiled, plain = both(monkeypatch, lambda: sx.cross_entropy_with_grad(*arguments, **options))
+    if isinstance(plain[0], type):
+        assert compiled == plain
+    else:
+        assert as_bytes(compiled) == as_bytes(plain)
+
+
+def test_targets_that_share_memory_with_the_gradient(monkeypatch):
+    room = np.zeros(48, np.int64)
+    z, y = arrays(6, 4, "float64")
+    targets = room[:6]
+    targets[:] = np.abs(y) % 4
+    grad = room.view(np.float64)[:24].reshape(6, 4)
+    compiled, plain = both(monkeypatch, lambda: sx.cross_entropy_with_grad(
+        z, targets, grad_out=grad))
+    assert compiled == plain
+    assert compiled[0] is ValueError
+
+
+def test_inputs_stay():
+    z, y = arrays(50, 7, "float32")
+    kept = z.copy(), y.copy()
+    sx.cross_entropy_with_grad(z, y)
+    sx.cross_entropy(z, y, reduction="none")
+    np.testing.assert_array_equal(z, kept[0])
+    np.testing.assert_array_equal(y, kept[1])
+
+
+@pytest.mark.parametrize("backend", [name for name, state in sx.available_backends().items()
+                                     if state == "available"])
+def test_any_backend(backend):
+    z, y = arrays(20, 5, "float32")
+    y = np.abs(y) % 5
+    loss, grad = sx.cross_entropy_with_grad(z, y, backend=backend)
+    wanted, of = sx.cross_entropy_with_grad(z.tolist(), y, backend="numpy")
+    assert loss == pytest.approx(wanted, rel=1e-6)
+    np.testing.assert_allclose(grad, of, atol=1e-7)
