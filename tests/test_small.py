@@ -101,7 +101,8 @@ def test_what_is_simple():
     assert is_ready(z, y)
     assert is_ready(z, np.abs(y) % 4, ignore_index=None)
     for options in ({"axis": 0}, {"label_smoothing": 0.1}, {"temperature": 2.0}, {"softcap": 3.0},
-                    {"z_loss": 0.1}, {"class_weight": np.ones(4)}, {"divisor": 2.0, "reduction": "mean"},
+                    {"z_loss": 0.1}, {"class_weight": np.ones(4)},
+                    {"divisor": 2.0, "reduction": "mean"},
                     {"sample_weight": np.ones(6)}, {"upstream": 2.0, "wants_map": True}):
         targets = np.abs(y) % 4 if options.get("axis") != 0 else np.zeros(4, np.int64)
         assert not is_ready(z, targets, **options), options
@@ -183,3 +184,13 @@ def test_any_backend(backend):
     wanted, of = sx.cross_entropy_with_grad(z.tolist(), y, backend="numpy")
     assert loss == pytest.approx(wanted, rel=1e-6)
     np.testing.assert_allclose(grad, of, atol=1e-7)
+
+
+def test_arguments_are_the_same_in_every_language():
+    """A `Ready` goes to Numba's walk, too."""
+    import ctypes
+
+    from softxent import _ready
+    from softxent.backends.numba import _layout
+
+    assert ctypes.sizeof(_layout.Call) == _ready.call_bytes()

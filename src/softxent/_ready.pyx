@@ -257,6 +257,11 @@ cdef Ready ready(object spec, object logits, object targets, object ignore_index
     return self
 
 
+def call_bytes():
+    """Return the size of a kernel's arguments."""
+    return sizeof(sx_call)
+
+
 cdef inline bint is_plain_float(object value, double default):
     return type(value) is float and <double>value == default
 

@@ -193,6 +193,14 @@ class Numba(Backend):
         """Return the level in use, "" for none."""
         return next((level for level in usable_levels() if level in _LEVELS), "")
 
+    def kernel(self, key: Key, isa: str, units: int) -> tuple[int, int] | None:
+        """Return the walk's address: its arguments are `call.h`'s."""
+        if units:
+            return None
+        walk = _walk_of(key.op, key.dtype == "float64", key.targets == "probabilities",
+                        key.options, key.temperature)
+        return _load(walk, isa).kernel, 0
+
     def bind(self, call: Call, isa: str, cut: bool = False) -> Task:
         """Return the task that evaluates `call` at level `isa`."""
         walk = _walk_of(call.op, call.is_wide, call.soft_targets is not None,

@@ -25,6 +25,7 @@ from softxent.backends.numba._elementary import (
 from softxent.backends.numba._jit import (
     as_type,
     beyond_plain,
+    choose,
     fabs,
     inlined,
     part,
@@ -48,6 +49,7 @@ from softxent.backends.numba._rows import (
     SKIPPED,
     SLOW,
     SQUARED_ERROR,
+    are_fast,
     at_least,
     capped,
     class_weight_of,
@@ -311,6 +313,16 @@ def store_values(call, rows, first):
     stay_apart()
     doubles = pointer_at(call.out_rows, 0.0)
     floats = pointer_at(call.out_rows, as_type(np.float32(0), 0.0))
+    if are_fast(rows):
+        if call.out_rows == 0:
+            return
+        if call.out_rows_is_double != 0:
+            for j in range(rows.count):
+                doubles[first + j] = rows.weight[j] * rows.value[j]
+        else:
+            for j in range(rows.count):
+                floats[first + j] = rows.weight[j] * rows.value[j]
+        return
     for j in range(rows.count):
         if rows.lane[j] == SKIPPED:
             rows.value[j] = 0.0
@@ -359,6 +371,13 @@ def head(call, rows, first, scale):
 def finish_reduce(call, rows, first, zero, scale, control):
     # Rows for the slow lane, then every row's head.
     limit = limit_of(zero, scale)
+    if is_plain(call) and are_fast(rows):
+        slow = np.int64(0)
+        for j in range(GROUP):
+            slow |= choose(fabs(rows.top[j]) <= limit, np.int64(0), np.int64(1))
+        if slow == 0:
+            head(call, rows, first, scale)
+            return False
     for j in range(rows.count):
         if rows.lane[j] == FAST and not fabs(rows.top[j]) <= limit:
             rows.lane[j] = SLOW

@@ -62,6 +62,7 @@ class Call(ctypes.Structure):
         # Rows that go together: how many there are, and whether out_rows has their sums.
         ("n_points", c_int64), ("summed", c_int64),
         ("all_slow", c_int64),  # every row by the slow lane
+        ("streams", c_int64),  # not used: stores here go to the caches
         ("refused", c_int64),  # set by a walk that met a probability it refuses
         ("no_memory", c_int64),  # set by a walk that found none for itself
         ("hard_weight", c_double),

@@ -54,7 +54,8 @@ from softxent.backends.numba._rows import (
 @inlined
 def is_narrow(factor):
     # A NaN too: all of its row becomes NaN either way.
-    return factor == 0.0 or not (fabs(factor) < NARROW_LEAST or fabs(factor) > NARROW_MOST)
+    size = fabs(factor)
+    return not ((factor != 0.0) & ((size < NARROW_LEAST) | (size > NARROW_MOST)))
 
 
 @inlined
@@ -307,17 +308,22 @@ def map_columns(call, rows, x, t, has_t, slope, has_slope, e, scale):
     a = stack(GROUP, zero)
     apart = stack(GROUP, zero)
     targets = stack(GROUP, zero)
+    wide = np.int64(0)
+    for j in range(GROUP):
+        wide |= choose(is_narrow(rows.a[j]), np.int64(0), np.int64(1))
     for j in range(GROUP):
         a[j] = rows.a[j]
-        if j < rows.count and not is_narrow(rows.a[j]) and not mixed and not square:
-            for i in range(classes):
-                at = i * GROUP + j
-                e[at] = widely(e[at], rows.a[j], at_slope(slope, has_slope, at))
-                if has_slope:
-                    slope[at] = 1.0
-            a[j] = 1.0
         apart[j] = rows.apart[j]
         targets[j] = rows.y[j]  # -1 in a softmax: no such class
+    if wide != 0 and not mixed and not square:
+        for j in range(rows.count):
+            if not is_narrow(rows.a[j]):
+                for i in range(classes):
+                    at = i * GROUP + j
+                    e[at] = widely(e[at], rows.a[j], at_slope(slope, has_slope, at))
+                    if has_slope:
+                        slope[at] = 1.0
+                a[j] = 1.0
     if mixed:
         map_columns_mixed(call, rows, t, has_t, slope, has_slope, e)
     if square:

@@ -46,6 +46,7 @@ from softxent.backends.numba._rows import (
     POISONED,
     ROOM_MASS,
     SLOW,
+    SMALL,
     SQUARED_ERROR,
     STRIPE,
     WIDE_GAP,
@@ -605,18 +606,26 @@ def reduce_columns(rows, classes, x, e, scale):
     terms = stack(GROUP, zero)
     for j in range(GROUP):
         tops[j] = -INF
-        places[j] = 0
+        places[j] = as_type(zero, SMALL)
         targets[j] = as_type(zero, rows.y[j])
         rest[j] = 0.0
         carry[j] = 0.0
         e_tops[j] = 0
+    # Maxima and minima, and sums of one term, where a choice between old and new would be compiled
+    # to a masked store.
+    many = as_type(zero, SMALL)
+    for i in range(classes):
+        p = moved(x, i * GROUP)
+        for j in range(GROUP):
+            tops[j] = larger(tops[j], p[j])
     for i in range(classes):
         at = as_type(zero, i)
         p = moved(x, i * GROUP)
         for j in range(GROUP):
-            value = p[j]
-            places[j] = choose(value > tops[j], at, places[j])
-            tops[j] = larger(tops[j], value)
+            value = choose(p[j] == tops[j], at, many)
+            places[j] = choose(value < places[j], value, places[j])
+    for j in range(GROUP):
+        places[j] = choose(places[j] == many, zero, places[j])  # of NaN, or of -inf
     for j in range(GROUP):
         top = np.float64(tops[j])
         rows.top[j] = top
@@ -632,13 +641,14 @@ def reduce_columns(rows, classes, x, e, scale):
             value = exp_of(p[j], k_of[j], low_of[j], scale)
             q[j] = value
             value = choose(targets[j] == at, zero, value)
-            e_tops[j] = choose(places[j] == at, value, e_tops[j])
+            e_tops[j] += choose(places[j] == at, value, zero)
             terms[j] = choose(places[j] == at, zero, value)
         for j in range(GROUP):  # see widen_to
             add(zero, rest, carry, j, np.float64(terms[j]))
     for j in range(GROUP):
-        if rows.y[j] >= 0:
-            rows.z_y[j] = x[rows.y[j] * GROUP + j]
+        i = choose(rows.y[j] > 0, rows.y[j], np.int64(0))  # without a target: any number
+        rows.z_y[j] = x[i * GROUP + j]
+    for j in range(GROUP):
         rows.rest[j] = rest[j]
         rows.carry[j] = carry[j]
         rows.e_top[j] = e_tops[j]

@@ -17,6 +17,7 @@ from softxent.backends.numba._jit import (
     by_type,
     call_address,
     call_object,
+    choose,
     drop_reference,
     float_of_half,
     float_state,
@@ -44,6 +45,8 @@ from softxent.backends.numba._layout import (
 from softxent.backends.numba._load import (
     brain_of_float,
     cursor_next,
+    cursor_run,
+    cursor_skip,
     float_of_brain,
     lesser,
     load_integer,
@@ -237,6 +240,45 @@ def load_target(call, cursor, rows, j, weight, narrow, plain):
             set_weight(call, cursor, rows, j, weight)
 
 
+@inlined
+def are_simple(call, cursor):
+    # Whether rows differ in their targets alone: native int64 classes, aligned.
+    return (is_plain(call) and call.targets.data != 0 and call.targets.type == 8
+            and call.sample_weight.data == 0 and call.upstream.data == 0
+            and call.class_weight == 0 and call.all_slow == 0
+            and ((cursor.targets | call.targets.strides[call.n_axes - 1]) & 7) == 0)
+
+
+@part
+def load_simple_rows(call, cursor, rows, count):
+    # Rows of one run, without a branch.
+    stay_apart()
+    last = call.n_axes - 1
+    classes = call.n_classes
+    z_stride = call.logits.rows.strides[last]
+    g_stride = call.out_map.rows.strides[last]
+    step = call.targets.strides[last] // 8
+    ys = pointer_at(cursor.targets, np.int64(0))
+    z = cursor.logits
+    g = cursor.out_map
+    scale = call.scale
+    ignored = call.ignore_index if call.has_ignore != 0 else np.int64(-1)  # which is no class
+    skipped = np.int64(SKIPPED if call.has_ignore != 0 else POISONED)
+    for j in range(count):
+        rows.z[j] = z + j * z_stride
+        rows.g[j] = g + j * g_stride
+        rows.w[j] = scale
+    for j in range(count):
+        rows.y[j] = ys[j * step]
+    for j in range(count):
+        y = rows.y[j]
+        lane = choose((y >= 0) & (y < classes), np.int64(FAST), np.int64(POISONED))
+        lane = choose(y == ignored, skipped, lane)
+        rows.lane[j] = lane
+        rows.y[j] = choose(lane == FAST, y, np.int64(-1))
+    cursor_skip(cursor, call, count)
+
+
 @part
 def load_rows(call, cursor, rows, count):
     # With subnormals on.
@@ -249,14 +291,17 @@ def load_rows(call, cursor, rows, count):
         rows.lane[j] = FAST
         rows.weight[j] = 1.0
         rows.w[j] = 1.0
-        rows.n[j] = 0.0
-        rows.top[j] = -INF
-        rows.k_top[j] = 0
-        rows.rest[j] = 0.0
-        rows.carry[j] = 0.0
-        rows.e_top[j] = 0.0
-        rows.z_y[j] = 0.0
         rows.moved[j] = 0.0
+    if call.n_classes > SMALL:
+        # Of fewer classes, reduce_columns sets them all.
+        for j in range(GROUP):
+            rows.n[j] = 0.0
+            rows.top[j] = -INF
+            rows.k_top[j] = 0
+            rows.rest[j] = 0.0
+            rows.carry[j] = 0.0
+            rows.e_top[j] = 0.0
+            rows.z_y[j] = 0.0
     if not plain or call.op == ENTROPY:
         for j in range(GROUP):
             start_moments(rows.soft, j)
@@ -271,6 +316,9 @@ def load_rows(call, cursor, rows, count):
     if call.op == SQUARED_ERROR:
         for j in range(GROUP):
             start_squares(rows, j)
+    if are_simple(call, cursor) and cursor_run(cursor, call) >= count:
+        load_simple_rows(call, cursor, rows, count)
+        return
     for j in range(count):
         rows.z[j] = cursor.logits
         rows.g[j] = cursor.out_map
@@ -327,10 +375,10 @@ def capped_by(x, softcap):
 
 @part
 def are_neighbours(p, count, step):
-    for j in range(1, count):  # noqa: SIM110
-        if p[j] - p[j - 1] != step:
-            return False
-    return True
+    odd = np.int64(0)
+    for j in range(1, count):
+        odd |= (p[j] - p[j - 1]) ^ step
+    return odd == 0
 
 
 @part
@@ -459,9 +507,20 @@ def row_block(call, rows, j, k0, length, room):
 
 
 @part
+def are_fast(rows):
+    stay_apart()
+    other = np.int64(0)
+    for j in range(GROUP):
+        other |= rows.lane[j] ^ FAST  # behind the last row, too
+    return other == 0
+
+
+@part
 def clear_unused(rows, classes, tile):
     # Rows whose values must not be used, and those behind the last.
     stay_apart()
+    if rows.count == GROUP and are_fast(rows):
+        return
     for j in range(GROUP):
         if j >= rows.count or rows.lane[j] == SKIPPED:
             for i in range(classes):

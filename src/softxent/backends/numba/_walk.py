@@ -97,6 +97,7 @@ from softxent.backends.numba._rows import (
     SOFTMAX_VJP,
     SQUARED_ERROR,
     TILE_BYTES,
+    are_fast,
     block_at,
     block_length,
     blocks_of,
@@ -221,7 +222,7 @@ def walk_small(call, rows, first, zero, scale, control, room):
     map_columns(call, rows, x, t, has_t, slope, has_slope, e, scale)
     kind = kind_of(zero)
     size = 4 if is_single(zero) else 8
-    for j in range(rows.count):
+    for j in range(rows.count if call.op == LOG_SOFTMAX or not are_fast(rows) else 0):
         g = address_of(e) + j * size
         if rows.lane[j] != FAST and map_slow(
                 call, rows, j, g, GROUP * size, kind, scale, control):
