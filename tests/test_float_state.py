@@ -21,6 +21,7 @@ import pytest
 
 import softxent as sx
 from conftest import force, usable_levels
+from softxent import _plan, _tuning
 from softxent.losses import LOSSES
 from test_option_pairs import VALUES, Combination, evaluate, example
 
@@ -149,6 +150,13 @@ def plans(level):
         sx.explain((1024, 32000), dtype, backend=level.backend)
 
 
+def tunes(level):
+    """Measure a little, and go by what was shipped again."""
+    sx.tune(seconds=0.05, shapes=[(20, 3)], dtypes=["float32"], save=False)
+    _tuning.adopt(sx.Tuning())
+    _plan.forget_plans()
+
+
 #: By name, a call that succeeds, and one that raises (None: nothing to raise).
 CASES = {
     "accuracy": (each(lambda z, y, options: sx.accuracy(z, y, k=2, **options)),
@@ -199,6 +207,7 @@ CASES = {
     "target_log_probs": (
         each(lambda z, y, options: sx.target_log_probs(z, y, **options)),
         lambda level: sx.target_log_probs(np.zeros((2, 3)), [0, 3], backend=level.backend)),
+    "tune": (tunes, lambda level: sx.tune(seconds=-1.0)),
     "warmup": (lambda level: sx.warmup(backend=level.backend),
                lambda level: sx.warmup(dtypes=["none such"], backend=level.backend)),
 }

@@ -35,7 +35,7 @@ def test_nothing_is_touched_beyond_an_array(level, dtype):
     # What takes no arrays, looks at them in Python only, or is the same call.
     beside = {"available_backends", "diagnose", "explain", "finish_row_stats", "get_num_threads",
               "mean_divisor", "merge_row_stats", "register_threadpoolctl", "set_backend",
-              "set_num_threads", "show_versions", "warmup", *guarded_calls.LOSSES}
+              "set_num_threads", "show_versions", "tune", "warmup", *guarded_calls.LOSSES}
     assert set(counts) | beside == {name for name in sx.__all__
                                     if not isinstance(getattr(sx, name), type)}
     least = 2 * 3 * len(guarded_calls.FEW)

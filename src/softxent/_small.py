@@ -10,6 +10,7 @@ import importlib
 from typing import Any
 
 from softxent import _problem
+from softxent._threads import native
 
 
 class Ready:
@@ -32,8 +33,10 @@ def normalise(*arguments: Any, **options: Any) -> _problem.Problem | Ready:
     """Check a call and describe it: as `_problem.normalise`."""
     names = globals()
     try:
-        compiled = importlib.import_module("softxent._ready")
-    except ImportError:  # no C compiler, or broken: so is `_native`, and `info` says why
+        compiled = importlib.import_module("softxent._ready") if native() else None
+    except ImportError:  # broken: calls take the plain way
+        compiled = None
+    if compiled is None:
         names["normalise"] = _problem.normalise
     else:
         names.update(Ready=compiled.Ready, normalise=compiled.normalise)

@@ -154,6 +154,7 @@ cdef int64_t walk_split(Split* split, int64_t lo, int64_t hi, sx_control* contro
     cdef sx_cursor cursor
     cdef sx_unit unit
     cdef int64_t status = 0
+    sx_float_subnormals(False)
     if split.stage == SPLIT_START:
         start_fresh(&split.rows, call.n_rows)
         sx_cursor_start(&cursor, call, 0)
