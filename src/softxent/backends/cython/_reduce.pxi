@@ -97,12 +97,18 @@ cdef double exp_and_sum(const real* x, int64_t length, int64_t place_1, int64_t 
     cdef int64_t i = 0, j, part, at_1, at_2
     for j in range(LANES):
         lanes[j] = 0.0
-    if real is float and scaling is sx_unit and SX_HAS_FUSED and next.x != NULL:
-        i = min(length, next.length) & ~<int64_t>(STRIPE - 1)
-        next.top = sx_exp_and_sum_f32(x, i // STRIPE, place_1, place_2, k, low,
-                                      <const float*>next.x, AHEAD, e, lanes)
-        if i < next.length:
-            next.top = larger(<real>next.top, block_top(<const real*>next.x + i, next.length - i))
+    if real is float and scaling is sx_unit and SX_HAS_FUSED:
+        if next.x == NULL:
+            # Its own largest once more: nobody asks for it.
+            i = length & ~<int64_t>(STRIPE - 1)
+            sx_exp_and_sum_f32(x, i // STRIPE, place_1, place_2, k, low, x, AHEAD, e, lanes)
+        else:
+            i = min(length, next.length) & ~<int64_t>(STRIPE - 1)
+            next.top = sx_exp_and_sum_f32(x, i // STRIPE, place_1, place_2, k, low,
+                                          <const float*>next.x, AHEAD, e, lanes)
+            if i < next.length:
+                next.top = larger(<real>next.top,
+                                  block_top(<const real*>next.x + i, next.length - i))
     else:
         see(next, <real*>NULL)
     while i < length:
