@@ -60,15 +60,18 @@ def is_ready(*arguments, **options):
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("name", NAMES)
-def test_same_bits(name, dtype, reduction, monkeypatch):
+def test_same_bits(name, any_dtype, reduction, order, monkeypatch):
+    if any_dtype == "bfloat16":
+        any_dtype = pytest.importorskip("ml_dtypes").bfloat16
     for (n, c), out in itertools.product([(1, 1), (1, 2), (7, 3), (33, 64), (40, 65), (5, 1500)],
                                          ["none", "apart", "logits"]):
-        z, y = arrays(n, c, dtype)
+        z, y = arrays(n, c, any_dtype)
+        z = np.asarray(z, order=order)
 
         def call(z=z, y=y, out=out):
-            scratch = z.copy()
+            scratch = z.copy(order="K")
             grad = {"none": None, "apart": np.full_like(z, 7), "logits": scratch}[out]
             loss, found = getattr(sx, f"{name}_with_grad")(
                 scratch, y, reduction=reduction, grad_out=grad, **extras(name))
@@ -81,6 +84,7 @@ def test_same_bits(name, dtype, reduction, monkeypatch):
         assert [type(part) for part in compiled] == [type(part) for part in plain]
         assert [getattr(part, "dtype", 0) for part in compiled] == [
             getattr(part, "dtype", 0) for part in plain]
+        assert compiled[1].strides == plain[1].strides
 
 
 def test_the_plan_is_the_plain_one(monkeypatch):
@@ -106,9 +110,11 @@ def test_what_is_simple():
                     {"sample_weight": np.ones(6)}, {"upstream": 2.0, "wants_map": True}):
         targets = np.abs(y) % 4 if options.get("axis") != 0 else np.zeros(4, np.int64)
         assert not is_ready(z, targets, **options), options
-    for other in (z.tolist(), np.asfortranarray(z), z[:, ::-1], z.astype(">f4"),
-                  z.astype(np.float16), np.ma.masked_array(z), z.view(np.memmap)):
-        assert not is_ready(other, y)
+    assert is_ready(np.asfortranarray(z), y)
+    assert is_ready(z.astype(np.float16), y)
+    for other in (z.tolist(), z[:, ::-1], z.astype(">f4"), np.asfortranarray(z.astype(np.float16)),
+                  np.ma.masked_array(z), z.view(np.memmap), np.asfortranarray(z)[:, :3]):
+        assert not is_ready(other, np.where(y > 2, 0, y))
     for other in (y.tolist(), y.astype(np.int32), y.astype(">i8"), np.repeat(y, 2)[::2],
                   np.full((6, 4), 0.25)):
         assert not is_ready(z, other)

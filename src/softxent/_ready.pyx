@@ -1,8 +1,8 @@
 """`_problem.normalise` for the calls that most calls are, compiled, and what it makes of them.
 
-A call is simple if every option has its default, the logits are (N, C) in float32 or float64, the
-targets are class numbers in int64, and all arrays are NumPy's own, C-contiguous, aligned and in
-native byte order. Of such a call the kernel's arguments are built here, the ones that the backend's
+A call is simple if every option has its default, the logits are (N, C), in C or Fortran order, the
+targets are class numbers in int64, the gradient is like the logits, and all arrays are NumPy's own,
+contiguous, aligned and in native byte order. Of such a call the kernel's arguments are built here, the ones that the backend's
 binding would build; for any other, `normalise` is the plain one, with every check and every error.
 """
 
@@ -29,8 +29,12 @@ cdef extern from "_ready.h":
 
 cdef extern from "call.h" nogil:
     enum:
+        SX_TYPE_F16
+        SX_TYPE_BF16
         SX_TYPE_FLOAT
         SX_IN_PLACE
+        SX_STRIDED
+        SX_SIXTEEN
     ctypedef struct sx_rows:
         char* data
         int64_t type
@@ -60,20 +64,22 @@ cdef int64_t KEEPS_LOCK = 8192
 #: Operations that calls with class numbers have.
 cdef frozenset _OPS = frozenset((Op.CROSS_ENTROPY, Op.FOCAL, Op.SQUARED_ERROR, Op.NLL))
 cdef dict _keys = {}
-cdef object _FLOAT32 = np.dtype(np.float32), _FLOAT64 = np.dtype(np.float64)
+cdef tuple _OF_F32 = ("float32", SX_TYPE_FLOAT | 4)
+cdef tuple _OF_F64 = ("float64", SX_TYPE_FLOAT | 8)
+cdef tuple _OF_F16 = ("float16", SX_TYPE_F16)
+cdef tuple _OF_BF16 = ("bfloat16", SX_TYPE_BF16)
 
 
 cdef int32_t never(sx_control *control) noexcept nogil:
     return 0
 
 
-cdef object key_of(object op, int item, bint wants_map, bint apart):
+cdef object key_of(object op, object dtype, object order, bint wants_map, bint apart):
     # All that a key of a simple call can be.
-    cdef tuple known = (op, item, wants_map, apart)
+    cdef tuple known = (op, dtype, order, wants_map, apart)
     found = _keys.get(known)
     if found is None:
-        found = _keys[known] = Key(op, "float32" if item == 4 else "float64", "C", wants_map,
-                                   "classes", apart=apart)
+        found = _keys[known] = Key(op, dtype, order, wants_map, "classes", apart=apart)
     return found
 
 
@@ -83,9 +89,24 @@ cdef inline bint are_apart(cnp.ndarray a, cnp.ndarray b):
     return p + cnp.PyArray_NBYTES(a) <= q or q + cnp.PyArray_NBYTES(b) <= p
 
 
-cdef inline bint is_matrix(object array, int number):
+cdef inline bint is_matrix(object array, int number, bint by_class):
     return (cnp.PyArray_CheckExact(array) and cnp.PyArray_NDIM(array) == 2
-            and cnp.PyArray_TYPE(array) == number and cnp.PyArray_ISCARRAY_RO(array))
+            and cnp.PyArray_TYPE(array) == number and cnp.PyArray_ISBEHAVED_RO(array)
+            and (cnp.PyArray_IS_F_CONTIGUOUS(array) if by_class
+                 else cnp.PyArray_IS_C_CONTIGUOUS(array)))
+
+
+cdef tuple kind_of(cnp.ndarray logits, int number):
+    # The dtype's name in keys, and the kernel's number of it; None: no logits.
+    if number == cnp.NPY_FLOAT:
+        return _OF_F32
+    if number == cnp.NPY_DOUBLE:
+        return _OF_F64
+    if number == cnp.NPY_FLOAT16:
+        return _OF_F16
+    if cnp.PyArray_ITEMSIZE(logits) == 2 and logits.dtype.name == "bfloat16":
+        return _OF_BF16
+    return None
 
 
 @cython.final
@@ -129,17 +150,20 @@ cdef class Ready:
         cdef bint keeps_rows = self.reduction == "none"
         if self.wants_map:
             if self.out is None:
-                self.out = cnp.PyArray_EMPTY(2, cnp.PyArray_DIMS(self.logits),
-                                             cnp.PyArray_TYPE(self.logits), 0)
+                self.out = np.empty_like(self.logits) if self.call.logits.direct == SX_SIXTEEN else (
+                    cnp.PyArray_EMPTY(2, cnp.PyArray_DIMS(self.logits),
+                                      cnp.PyArray_TYPE(self.logits),
+                                      self.call.logits.direct == SX_STRIDED))
             self.call.out_map.rows.data = <char *>cnp.PyArray_DATA(self.out)
             self.call.out_map.rows.type = self.call.logits.rows.type
             self.call.out_map.rows.strides[0] = self.call.logits.rows.strides[0]
             self.call.out_map.class_stride = self.call.logits.class_stride
-            self.call.out_map.direct = SX_IN_PLACE
+            self.call.out_map.direct = self.call.logits.direct
         self.call.streams = plan.streams
         self.call.out_rows_is_double = not keeps_rows or cnp.PyArray_ITEMSIZE(self.logits) == 8
         if keeps_rows:
-            rows = cnp.PyArray_EMPTY(1, &n, cnp.PyArray_TYPE(self.logits), 0)
+            rows = cnp.PyArray_EMPTY(1, &n, cnp.NPY_DOUBLE if self.call.out_rows_is_double
+                                     else cnp.NPY_FLOAT, 0)
             self.call.out_rows = cnp.PyArray_DATA(rows)
         else:
             values = <double *>PyMem_RawMalloc(n * sizeof(double))
@@ -179,13 +203,20 @@ cdef Ready ready(object spec, object logits, object targets, object ignore_index
     # None: not a simple call, or not a valid one.
     cdef int number
     cdef int64_t y, ignored = 0, count = 0, bad = 0, n, classes, i
-    cdef bint has_ignore = ignore_index is not None, apart = False
+    cdef bint has_ignore = ignore_index is not None, apart = False, by_class
+    cdef int64_t size
+    cdef tuple kind
     cdef const int64_t *ys
     cdef Ready self
     if not cnp.PyArray_Check(logits):
         return None
     number = cnp.PyArray_TYPE(logits)
-    if number != cnp.NPY_FLOAT and number != cnp.NPY_DOUBLE or not is_matrix(logits, number):
+    by_class = not cnp.PyArray_IS_C_CONTIGUOUS(logits)
+    if not is_matrix(logits, number, by_class):
+        return None
+    kind = kind_of(logits, number)
+    size = cnp.PyArray_ITEMSIZE(logits)
+    if kind is None or by_class and size == 2:
         return None
     n = cnp.PyArray_DIM(logits, 0)
     classes = cnp.PyArray_DIM(logits, 1)
@@ -213,7 +244,7 @@ cdef Ready ready(object spec, object logits, object targets, object ignore_index
     if bad or count == 0:
         return None
     if out is not None:
-        if not (is_matrix(out, number) and cnp.PyArray_ISWRITEABLE(out)
+        if not (is_matrix(out, number, by_class) and cnp.PyArray_ISWRITEABLE(out)
                 and cnp.PyArray_DIM(out, 0) == n and cnp.PyArray_DIM(out, 1) == classes):
             return None
         apart = are_apart(out, logits)
@@ -232,7 +263,7 @@ cdef Ready ready(object spec, object logits, object targets, object ignore_index
     self.wants_map = wants_map
     self.given = out is not None
     self.divisor = count if reduction == "mean" else 1.0
-    self.key = key_of(spec.op, cnp.PyArray_ITEMSIZE(logits), wants_map, apart)
+    self.key = key_of(spec.op, kind[0], "F" if by_class else "C", wants_map, apart)
     self.call.op = spec.op
     self.call.n_rows = n
     self.call.n_classes = classes
@@ -240,10 +271,10 @@ cdef Ready ready(object spec, object logits, object targets, object ignore_index
     self.call.shape[0] = n
     self.call.n_points = n * classes
     self.call.logits.rows.data = <char *>cnp.PyArray_DATA(logits)
-    self.call.logits.rows.type = SX_TYPE_FLOAT | <int64_t>cnp.PyArray_ITEMSIZE(logits)
-    self.call.logits.class_stride = cnp.PyArray_ITEMSIZE(logits)
-    self.call.logits.rows.strides[0] = classes * <int64_t>cnp.PyArray_ITEMSIZE(logits)
-    self.call.logits.direct = SX_IN_PLACE
+    self.call.logits.rows.type = kind[1]
+    self.call.logits.class_stride = n * size if by_class else size
+    self.call.logits.rows.strides[0] = size if by_class else classes * size
+    self.call.logits.direct = SX_SIXTEEN if size == 2 else SX_STRIDED if by_class else SX_IN_PLACE
     self.call.targets.data = <char *>cnp.PyArray_DATA(targets)
     self.call.targets.type = sizeof(int64_t)
     self.call.targets.strides[0] = sizeof(int64_t)

@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 class Op(enum.IntEnum):
     """What the head makes of a row's sums; the compiled backends list the same, in this order."""
 
+    # Enum's own is a call of a Python function, for every key that is looked up.
+    __hash__ = int.__hash__
+
     CROSS_ENTROPY = 0
     FOCAL = enum.auto()
     KL = enum.auto()

@@ -59,7 +59,14 @@ cdef void gather(const sx_matrix* matrix, char** rows, int64_t count, int64_t k0
     cdef real block[SMALL]
     cdef const real* p
     if matrix.direct == SX_STRIDED and are_neighbours(rows, count, sizeof(real)):
-        for k in range(length):
+        if class_pitch == 1 and count % 8 == 0:
+            if real is float:
+                done = sx_rows_of_classes_f32(rows[0] + k0 * stride, stride, count, length, row_pitch,
+                                              tile)
+            else:
+                done = sx_rows_of_classes_f64(rows[0] + k0 * stride, stride, count, length, row_pitch,
+                                              tile)
+        for k in range(done, length):
             p = <const real*>(rows[0] + (k0 + k) * stride)
             for j in range(count):
                 tile[j * row_pitch + k * class_pitch] = p[j]
@@ -90,7 +97,14 @@ cdef void scatter(const sx_matrix* matrix, char** rows, int64_t count, int64_t k
     cdef real block[SMALL]
     cdef real* p
     if matrix.direct == SX_STRIDED and are_neighbours(rows, count, sizeof(real)):
-        for k in range(length):
+        if class_pitch == 1 and count % 8 == 0:
+            if real is float:
+                done = sx_classes_of_rows_f32(tile, row_pitch, count, length, rows[0] + k0 * stride,
+                                              stride)
+            else:
+                done = sx_classes_of_rows_f64(tile, row_pitch, count, length, rows[0] + k0 * stride,
+                                              stride)
+        for k in range(done, length):
             p = <real*>(rows[0] + (k0 + k) * stride)
             for j in range(count):
                 p[j] = tile[j * row_pitch + k * class_pitch]

@@ -137,6 +137,14 @@ cdef extern from "lanes.h" nogil:
                                 double* columns)
     void sx_rows_of_columns_f64(const double* columns, int64_t count, int64_t classes, int64_t pitch,
                                 double* rows)
+    int64_t sx_rows_of_classes_f32(const char* at, int64_t stride, int64_t count, int64_t length,
+                                   int64_t pitch, float* tile)
+    int64_t sx_classes_of_rows_f32(const float* tile, int64_t pitch, int64_t count, int64_t length,
+                                   char* at, int64_t stride)
+    int64_t sx_rows_of_classes_f64(const char* at, int64_t stride, int64_t count, int64_t length,
+                                   int64_t pitch, double* tile)
+    int64_t sx_classes_of_rows_f64(const double* tile, int64_t pitch, int64_t count, int64_t length,
+                                   char* at, int64_t stride)
     void sx_scale_run_f32(const float* e, float shift, float a, int64_t length, float* to)
     void sx_scale_run_f64(const double* e, double shift, double a, int64_t length, double* to)
     void sx_stream_run_f32(const float* e, float shift, float a, int64_t length, float* to)

@@ -745,8 +745,83 @@ SX_INLINE void sx_rows_of_columns_f64(const double *columns, int64_t count, int6
         sx_square_rows_f64(columns + j, classes, pitch, rows + j * classes, end, 1);
 }
 
+/* Class-major logits: class k of row j at `at` + k stride bytes + j; from and to `tile`, row j's classes
+   side by side, rows `pitch` apart. `count` rows, a multiple of eight; `length` classes, of which whole
+   squares are done: returns how many. */
+SX_INLINE int64_t sx_rows_of_classes_f32(const char *at, int64_t stride, int64_t count, int64_t length,
+                                         int64_t pitch, float *tile)
+{
+    int64_t j, k;
+    int i;
+    for (k = 0; k + 8 <= length; k += 8)
+        for (j = 0; j < count; j += 8) {
+            sx_f32x8 v[8];
+            for (i = 0; i < 8; i++)
+                v[i] = *(const sx_f32x8 *)((const float *)(at + (k + i) * stride) + j);
+            sx_transpose_f32x8(v);
+            for (i = 0; i < 8; i++)
+                *(sx_f32x8 *)(tile + (j + i) * pitch + k) = v[i];
+        }
+    return k;
+}
+
+SX_INLINE int64_t sx_classes_of_rows_f32(const float *tile, int64_t pitch, int64_t count,
+                                         int64_t length, char *at, int64_t stride)
+{
+    int64_t j, k;
+    int i;
+    for (k = 0; k + 8 <= length; k += 8)
+        for (j = 0; j < count; j += 8) {
+            sx_f32x8 v[8];
+            for (i = 0; i < 8; i++)
+                v[i] = *(const sx_f32x8 *)(tile + (j + i) * pitch + k);
+            sx_transpose_f32x8(v);
+            for (i = 0; i < 8; i++)
+                *(sx_f32x8 *)((float *)(at + (k + i) * stride) + j) = v[i];
+        }
+    return k;
+}
+
+SX_INLINE int64_t sx_rows_of_classes_f64(const char *at, int64_t stride, int64_t count, int64_t length,
+                                         int64_t pitch, double *tile)
+{
+    int64_t j, k;
+    int i;
+    for (k = 0; k + 4 <= length; k += 4)
+        for (j = 0; j < count; j += 4) {
+            sx_f64x4 v[4];
+            for (i = 0; i < 4; i++)
+                v[i] = *(const sx_f64x4 *)((const double *)(at + (k + i) * stride) + j);
+            sx_transpose_f64x4(v);
+            for (i = 0; i < 4; i++)
+                *(sx_f64x4 *)(tile + (j + i) * pitch + k) = v[i];
+        }
+    return k;
+}
+
+SX_INLINE int64_t sx_classes_of_rows_f64(const double *tile, int64_t pitch, int64_t count,
+                                         int64_t length, char *at, int64_t stride)
+{
+    int64_t j, k;
+    int i;
+    for (k = 0; k + 4 <= length; k += 4)
+        for (j = 0; j < count; j += 4) {
+            sx_f64x4 v[4];
+            for (i = 0; i < 4; i++)
+                v[i] = *(const sx_f64x4 *)(tile + (j + i) * pitch + k);
+            sx_transpose_f64x4(v);
+            for (i = 0; i < 4; i++)
+                *(sx_f64x4 *)((double *)(at + (k + i) * stride) + j) = v[i];
+        }
+    return k;
+}
+
 #else
 #define SX_HAS_SQUARES 0
+#define sx_rows_of_classes_f32(at, stride, count, length, pitch, tile) 0
+#define sx_classes_of_rows_f32(tile, pitch, count, length, at, stride) 0
+#define sx_rows_of_classes_f64(at, stride, count, length, pitch, tile) 0
+#define sx_classes_of_rows_f64(tile, pitch, count, length, at, stride) 0
 SX_INLINE void sx_columns_of_rows_f32(const float *rows, int64_t count, int64_t classes, int64_t pitch,
                                       float *columns)
 {
