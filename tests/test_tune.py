@@ -60,6 +60,14 @@ def test_another_process_reads_it(tmp_path):
     assert done.stdout.split() == ["True", "123.0"]
 
 
+def test_stores_that_caches_hide_are_not_measured(monkeypatch):
+    from softxent import _tune
+
+    monkeypatch.setattr(_tune, "last_level_cache", lambda: 2 * _tune.STREAMED_BYTES)
+    tuning = sx.tune(seconds=0.1, shapes=[(50, 3)], dtypes=["float32"], save=False)
+    assert tuning.streamed_row == sx.Tuning().streamed_row
+
+
 def test_not_kept_unless_wanted(tmp_path):
     sx.tune(seconds=0.1, shapes=[(50, 3)], dtypes=["float32"], save=False)
     assert not list(tmp_path.iterdir())

@@ -26,8 +26,10 @@ ROUNDS = 5
 PARKED_SECONDS = 3e-4
 #: Work in us at which one thread and two are compared.
 WORK = (5, 10, 15, 20, 30, 45, 70, 100, 150, 220, 330, 500)
-#: Classes at which stores are compared, float32.
+#: Classes at which stores are compared, float32, and the bytes of the logits; of a processor whose
+#: caches hold them and the gradient too, what it had is kept.
 STREAMED = (512, 1_024, 2_048, 4_096, 8_192, 32_768)
+STREAMED_BYTES = 1 << 26
 
 Call = Callable[[], object]
 
@@ -215,10 +217,11 @@ def _from(tuning: Tuning, pause: float, clock: _Clock) -> float:
 
 def _streamed(tuning: Tuning, clock: _Clock) -> float:
     """Return the bytes of a row from which stores past the caches pay."""
+    if last_level_cache() >= 2 * STREAMED_BYTES:
+        return tuning.streamed_row
     sizes, gains = [], []
     for c in STREAMED:
-        n = max(8, 2 * last_level_cache() // (4 * c))
-        z, y = _arrays(min(n, (1 << 26) // (4 * c)), c, "float32")
+        z, y = _arrays(STREAMED_BYTES // (4 * c), c, "float32")
         grad = np.empty_like(z)
 
         def call(row: float, z: NDArray[np.floating] = z, y: NDArray[np.int64] = y,
