@@ -55,7 +55,7 @@ static void run_once(unsigned *seed)
 
     if (rand_r(seed) % 10 == 0)
         job.broken = rand_r(seed) % n_units;
-    outcome = sx_pool_run(visit, &job, n_units, grain, 1 + rand_r(seed) % 8,
+    outcome = sx_pool_run(visit, &job, n_units, grain, 1 + rand_r(seed) % 8, rand_r(seed) % 2,
                           rand_r(seed) % 2 ? not_interrupted : NULL, NULL);
     check(outcome == (job.broken < 0 ? SX_COMPLETE : SX_GAVE_UP), "outcome");
     for (int64_t i = 0; i < UNITS; i++)

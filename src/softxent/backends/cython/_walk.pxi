@@ -750,7 +750,7 @@ cdef int walk_tiles(const sx_call* call, Rows* rows, int64_t first, const scalin
     cdef int64_t j, b, k0, length, classes = call.n_classes
     cdef real* tile = <real*>(room + ROOM_LOGITS)
     cdef real* soft = <real*>(room + ROOM_SOFT)
-    cdef bint missing, has_soft = call.soft.rows.data != NULL
+    cdef bint has_soft = call.soft.rows.data != NULL
     cdef Next next
     next.x = NULL
     for b in range(blocks_of(classes)):
@@ -774,11 +774,7 @@ cdef int walk_tiles(const sx_call* call, Rows* rows, int64_t first, const scalin
     for b in range(blocks_of(classes)):
         k0 = b * BLOCK
         length = block_length(k0, classes)
-        missing = False
-        for j in range(rows.count):
-            missing |= rows.lane[j] == FAST and not has_kept(call, rows, j, k0, length, unused)
-        if missing:
-            gather(&call.logits, rows.z, rows.count, k0, length, BLOCK, 1, tile)
+        gather(&call.logits, rows.z, rows.count, k0, length, BLOCK, 1, tile)
         if has_soft:
             sx_float_subnormals(True)
             gather(&call.soft, rows.t, rows.count, k0, length, BLOCK, 1, soft)
