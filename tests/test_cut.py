@@ -6,19 +6,28 @@ import numpy as np
 import pytest
 
 import softxent as sx
-from conftest import share_all
+from conftest import force, share_all, usable_levels
 from softxent import _plan
 
 RNG = np.random.default_rng(5)
 
 
-@pytest.fixture(autouse=True)
-def _shared(monkeypatch, level):
-    if level.backend != "cython":
-        pytest.skip("other backends neither cut rows nor store past the caches")
+#: Other backends neither cut rows nor store past the caches: `test_others_do_not`.
+LEVELS = [level for level in usable_levels() if level.backend == "cython"]
+
+
+@pytest.fixture(autouse=True, params=LEVELS, ids=str)
+def _shared(request, monkeypatch):
+    force(request.param, monkeypatch)
     share_all(monkeypatch)
     yield
     _plan.forget_plans()
+
+
+def test_others_do_not():
+    """Or they belong into `LEVELS`."""
+    for backend in {level.backend for level in usable_levels()} - {"cython"}:
+        assert not sx.explain((1, 4099), backend=backend, n_threads=2).cut
 
 
 def special(z):

@@ -48,6 +48,19 @@ def _level_of_llvm() -> str:
     return best
 
 
+@functools.cache
+def cpu_name() -> str:
+    """Return the processor's name, as the system has it."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
 #: Bytes of a last-level cache where the system does not say: a server's of 8 cores or so.
 USUAL_CACHE = 32 << 20
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from softxent import _cache
-from softxent._machine import usable_levels
+from softxent._machine import cpu_name, usable_levels
 
 #: Rows of up to so many classes are summed and mapped together, in tiles: a class of shapes.
 SHORT_ROWS = 64
@@ -85,12 +85,7 @@ class Tuning:
 
 def _key() -> bytes:
     # What the figures are of: another processor or version has others.
-    try:
-        with open("/proc/cpuinfo") as lines:
-            cpu = next((line for line in lines if line.startswith("model name")), "")
-    except OSError:
-        cpu = ""
-    return repr((1, cpu or platform.processor(), usable_levels()[:1], os.cpu_count(),
+    return repr((1, cpu_name(), usable_levels()[:1], os.cpu_count(),
                  platform.python_version(), np.__version__, _version())).encode()
 
 

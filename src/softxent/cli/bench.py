@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from softxent import _threads
+from softxent import _machine, _threads
 from softxent._explain import explain
 from softxent.cli import CommandError
 from softxent.cli.demo import _pyplot
@@ -210,19 +210,8 @@ def machine(n_threads: int, against: Iterable[str]) -> dict[str, Any]:
             versions[PEERS[peer][0]] = version_of(peer)
         except Exception:  # not installed
             continue
-    return {"cpu": _cpu_name(), "level": explain((1024, 32000)).isa, "threads": n_threads,
+    return {"cpu": _machine.cpu_name(), "level": explain((1024, 32000)).isa, "threads": n_threads,
             "python": platform.python_version(), "versions": versions}
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def unit(seconds: float) -> str:

@@ -494,7 +494,6 @@ SX_INLINE int64_t sx_first_place_f64(const double *x, int64_t length, double val
    registers: eight by eight of float while there are that many classes, four by four for what is left
    of them. */
 #if defined(__GNUC__) && (defined(__clang__) || __GNUC__ >= 12)
-#define SX_HAS_SQUARES 1
 
 typedef float sx_f32x4 __attribute__((vector_size(16), aligned(4), may_alias));
 typedef float sx_f32x8 __attribute__((vector_size(32), aligned(4), may_alias));
@@ -817,7 +816,6 @@ SX_INLINE int64_t sx_classes_of_rows_f64(const double *tile, int64_t pitch, int6
 }
 
 #else
-#define SX_HAS_SQUARES 0
 #define sx_rows_of_classes_f32(at, stride, count, length, pitch, tile) 0
 #define sx_classes_of_rows_f32(tile, pitch, count, length, at, stride) 0
 #define sx_rows_of_classes_f64(at, stride, count, length, pitch, tile) 0
