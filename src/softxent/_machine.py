@@ -92,8 +92,12 @@ def usable_levels() -> tuple[str, ...]:
         return ("generic",)
     if level not in X86_LEVELS:
         return ()
-    limit = environment("SOFTXENT_MAX_ISA", _parse_level, "v2, v3 or v4")
-    return X86_LEVELS[max(X86_LEVELS.index(level), X86_LEVELS.index(limit or "v4")) :]
+    return X86_LEVELS[max(X86_LEVELS.index(level), X86_LEVELS.index(highest_level())) :]
+
+
+def highest_level() -> str:
+    """Return the best level that `SOFTXENT_MAX_ISA` allows."""
+    return environment("SOFTXENT_MAX_ISA", _parse_level, "v2, v3 or v4") or "v4"
 
 
 def _parse_level(text: str) -> str:

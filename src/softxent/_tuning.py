@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from softxent import _cache
-from softxent._machine import cpu_name, usable_levels
+from softxent._machine import cpu_name, highest_level
+from softxent._threads import native
 
 #: Rows of up to so many classes are summed and mapped together, in tiles: a class of shapes.
 SHORT_ROWS = 64
@@ -84,8 +85,9 @@ class Tuning:
 
 
 def _key() -> bytes:
-    # What the figures are of: another processor or version has others.
-    return repr((1, cpu_name(), usable_levels()[:1], os.cpu_count(),
+    # What the figures are of: another processor or version has others. The processor's name stands
+    # for its levels: to ask for those takes LLVM, where there is no extension.
+    return repr((2, cpu_name(), highest_level(), native() is not None, os.cpu_count(),
                  platform.python_version(), np.__version__, _version())).encode()
 
 
