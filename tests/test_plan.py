@@ -1,10 +1,13 @@
 """Dispatch: what `explain` says is what a call does; choices hold where they should."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import softxent as sx
-from softxent import _run
+from softxent import _plan, _run
 from softxent.backends import BACKENDS
 
 RNG = np.random.default_rng(0)
@@ -83,6 +86,24 @@ def test_small_work_stays_on_one_thread_and_large_work_is_shared():
     assert large.n_threads in (1, sx.get_num_threads())
     assert large.grain * large.n_threads <= 10**6
     assert sx.explain((10**6, 100), n_threads=1).n_threads == 1
+
+
+def test_few_long_rows_are_shared():
+    """Pieces rounded up to groups of rows held 32 x 1,000,000 as one, for one thread."""
+    for shape in ((32, 10**6), (64, 50_257), (10, 10**5)):
+        plan = sx.explain(shape)
+        assert plan.n_threads in (1, sx.get_num_threads())
+        assert plan.grain <= -(-shape[0] // plan.n_threads)
+        assert plan.grain < shape[0] or plan.n_threads == 1
+
+
+def test_rows_longer_than_what_is_kept_are_not_streamed():
+    header = Path(__file__).parents[1] / "src/softxent/backends/cython/call.h"
+    kept = int(re.search(r"#define SX_KEPT (\d+)", header.read_text(encoding="utf-8"))[1])
+    assert kept // 2 == _plan.KEPT_ROW
+    longest = _plan.KEPT_ROW // 4
+    assert sx.explain((10**4, longest), grad_out=True).streams
+    assert not sx.explain((10**4, longest + 1), grad_out=True).streams
 
 
 @pytest.mark.parametrize(

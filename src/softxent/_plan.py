@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from softxent import _threads
 from softxent._machine import last_level_cache
 from softxent._settings import Setting, environment, snapshot
-from softxent._tuning import Tuning, current
+from softxent._tuning import SHORT_ROWS, Tuning, current
 from softxent.backends import BACKENDS, backend
 from softxent.backends._contract import BLOCK, CUT_ROWS, Key
 
@@ -20,8 +20,12 @@ PIECES_PER_THREAD = 8
 # Rows of fewer classes are not cut: there is a stage more to hand over, and in place exp is taken
 # twice.
 CUT_FROM = 64 * BLOCK
-# Rows a kernel may want to treat together: a piece is a multiple of it where rows are short.
+# Rows a kernel treats together: a piece is a multiple of it where rows are short, class-major, or
+# many. Of few long ones that would be all there are, and one thread's.
 ROWS_TOGETHER = 32
+# Bytes of a row whose e a walk keeps between its passes (call.h, half of SX_KEPT). Beyond, exp is
+# taken again, in one loop with the stores: past the caches, 32 x 1,000,000 took 1.3 times as long.
+KEPT_ROW = 1 << 18
 
 
 class BackendUnavailableError(RuntimeError):
@@ -224,8 +228,9 @@ def _plan(key: Key, n_rows: int, n_classes: int, forced: str | None, n_threads: 
         threads = min(threads, max(n_rows, 1))
     kernel = " ".join(filter(None, (key.op.name.lower(), key.targets, key.dtype, key.order)))
     blocks = -(-n_classes // BLOCK)
-    grain = (_grain(n_rows * blocks, row_ns / blocks, threads, 1) if cut
-             else _grain(n_rows, row_ns, threads, ROWS_TOGETHER))
+    must = n_classes <= SHORT_ROWS or key.order != "C"
+    grain = (_grain(n_rows * blocks, row_ns / blocks, threads, False) if cut
+             else _grain(n_rows, row_ns, threads, must))
     return Plan(chosen, kernel, serves.isa(), threads, grain, cut, wakes or threads == 1,
                 _streams(key, n_rows, n_classes, tuning), n_rows * row_ns * 1e-9, why)
 
@@ -239,13 +244,13 @@ def _streams(key: Key, n_rows: int, n_classes: int, tuning: Tuning) -> bool:
     """Return whether the map is to go past the caches."""
     size = {"float32": 4, "float64": 8}.get(key.dtype, 0)
     row = n_classes * size
-    return (key.apart and key.order == "C" and row >= tuning.streamed_row
+    return (key.apart and key.order == "C" and tuning.streamed_row <= row <= KEPT_ROW
             and 2 * n_rows * row > last_level_cache())
 
 
-def _grain(n_units: int, unit_ns: float, threads: int, together: int) -> int:
-    """Return the rows, or blocks, that a thread takes at a time."""
+def _grain(n_units: int, unit_ns: float, threads: int, together: bool) -> int:
+    """Return the rows, or blocks, that a thread takes at a time; together: in whole groups."""
     grain = max(math.ceil(PIECE_NS / unit_ns), -(-n_units // (PIECES_PER_THREAD * max(threads, 1))))
-    if grain > 1:
-        grain = -(-grain // together) * together
+    if grain > ROWS_TOGETHER or (together and grain > 1):
+        grain = -(-grain // ROWS_TOGETHER) * ROWS_TOGETHER
     return max(1, min(grain, n_units))

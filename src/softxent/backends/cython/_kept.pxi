@@ -47,21 +47,3 @@ cdef inline bint has_kept(const sx_call* call, Rows* rows, int64_t j, int64_t k0
     # Whether a block's map needs no logits.
     return (kept_block(rows, j, k0, length, unused) != NULL and not is_wide(call, rows, j)
             and least_shift(unused) <= kept_steps(rows, j, k0) <= 0.0)
-
-
-cdef inline real* given_e(Rows* rows, int64_t j, const real* x, int64_t k0, int64_t length,
-                          const scaling* scale, char* room, real* shift) noexcept nogil:
-    # A block's e, and what they are to be multiplied with: from what was kept, or again from x.
-    cdef real* e = kept_block(rows, j, k0, length, <real*>NULL)
-    cdef real k, low
-    cdef double steps
-    if e != NULL:
-        steps = kept_steps(rows, j, k0)
-        if least_shift(<real*>NULL) <= steps <= 0.0:
-            shift[0] = <real>sx_pow2(steps)
-            return e
-    e = <real*>(room + ROOM_E)
-    power_of(rows.n[j], &k, &low, scale)
-    exp_block(x, length, k, low, scale, e)
-    shift[0] = 1
-    return e

@@ -19,7 +19,7 @@ cdef void map_run(const sx_call* call, Rows* rows, int64_t j, const real* x, con
                   char* room) noexcept nogil:
     # Gradient or softmax of consecutive classes; x and out are the same memory or apart. slope: the
     # softcap's, or NULL. last: nothing reads the result again.
-    cdef real k, low, shift
+    cdef real k, low, shift, a
     cdef real* e
     cdef int64_t i
     if not is_narrow(rows.a[j]):
@@ -32,17 +32,29 @@ cdef void map_run(const sx_call* call, Rows* rows, int64_t j, const real* x, con
             for i in range(length):
                 out[i] = widely(exp_of(x[i], k, low, scale), rows.a[j], slope[i])
         return
-    e = given_e(rows, j, x, k0, length, scale, room, &shift)
-    if real is float:
-        if last and call.streams:
-            sx_stream_run_f32(e, shift, <float>rows.a[j], length, out)
+    if has_kept(call, rows, j, k0, length, <real*>NULL):
+        e = kept_block(rows, j, k0, length, <real*>NULL)
+        shift = <real>sx_pow2(kept_steps(rows, j, k0))
+        if real is float:
+            if last and call.streams:
+                sx_stream_run_f32(e, shift, <float>rows.a[j], length, out)
+            else:
+                sx_scale_run_f32(e, shift, <float>rows.a[j], length, out)
         else:
-            sx_scale_run_f32(e, shift, <float>rows.a[j], length, out)
+            if last and call.streams:
+                sx_stream_run_f64(e, shift, rows.a[j], length, out)
+            else:
+                sx_scale_run_f64(e, shift, rows.a[j], length, out)
     else:
-        if last and call.streams:
-            sx_stream_run_f64(e, shift, rows.a[j], length, out)
+        # exp and product in one loop: one computes while the other stores.
+        power_of(rows.n[j], &k, &low, scale)
+        a = <real>rows.a[j]
+        if x == out:
+            for i in range(length):
+                out[i] = fma_of(exp_of(out[i], k, low, scale), a, <real>0.0)
         else:
-            sx_scale_run_f64(e, shift, rows.a[j], length, out)
+            for i in range(length):
+                out[i] = fma_of(exp_of(x[i], k, low, scale), a, <real>0.0)
     if slope != NULL:
         for i in range(length):
             out[i] *= slope[i]

@@ -28,7 +28,7 @@ cdef inline void exp_part(const real* x, int64_t length, real k, real low, const
     cdef real tail[LANES]
     cdef int64_t i = 0, j
     # What comes the block after the next is fetched meanwhile.
-    sx_prefetch(<const char*>x + AHEAD, length * sizeof(real))
+    sx_prefetch(<const char*>x + AHEAD + BLOCK * sizeof(real), length * sizeof(real))
     if length == STRIPE:
         for j in range(STRIPE):
             e[j] = exp_of(x[j], k, low, scale)
@@ -50,14 +50,6 @@ cdef inline void exp_part(const real* x, int64_t length, real k, real low, const
                 e[i + j] = exp_of(tail[j], k, low, scale)
             for j in range(LANES // 2):
                 e[i + LANES // 2 + j] = 0
-
-
-cdef void exp_block(const real* x, int64_t length, real k, real low, const scaling* scale,
-                    real* e) noexcept nogil:
-    cdef int64_t i = 0
-    while i < length:
-        exp_part(x + i, min(length - i, STRIPE), k, low, scale, e + i)
-        i += STRIPE
 
 
 cdef inline real take(real* e, int64_t place) noexcept nogil:
@@ -90,22 +82,48 @@ cdef inline void see(Next* next, real* unused) noexcept nogil:
         next.top = block_top(<const real*>next.x, next.length)
 
 
+cdef inline double fused(const real* x, int64_t stripes, int64_t place_1, int64_t place_2, real k,
+                         real low, const real* next, real* e, double* lanes) noexcept nogil:
+    if real is float:
+        return sx_exp_and_sum_f32(x, stripes, place_1, place_2, k, low, next, AHEAD + BLOCK * sizeof(real), e, lanes)
+    else:
+        return sx_exp_and_sum_f64(x, stripes, place_1, place_2, k, low, next, AHEAD + BLOCK * sizeof(real), e, lanes)
+
+
+cdef inline void fused_tail(const real* x, int64_t length, int64_t place_1, int64_t place_2, real k,
+                            real low, real* e, double* lanes) noexcept nogil:
+    if real is float:
+        sx_exp_and_sum_tail_f32(x, length, place_1, place_2, k, low, e, lanes)
+    else:
+        sx_exp_and_sum_tail_f64(x, length, place_1, place_2, k, low, e, lanes)
+
+
+cdef inline double fused_short(const real* x, int64_t length, int64_t place_1, int64_t place_2,
+                               real k, real low, real* e) noexcept nogil:
+    if real is float:
+        return sx_exp_and_sum_short_f32(x, length, place_1, place_2, k, low, e)
+    else:
+        return sx_exp_and_sum_short_f64(x, length, place_1, place_2, k, low, e)
+
+
 cdef double exp_and_sum(const real* x, int64_t length, int64_t place_1, int64_t place_2, real k,
                         real low, Next* next, const scaling* scale, real* e) noexcept nogil:
     # The e of a block, and the sum of all but two of them (-1: none), which are not the same.
     cdef double lanes[LANES]
     cdef int64_t i = 0, j, part, at_1, at_2
+    if scaling is sx_unit and SX_HAS_FUSED and length < STRIPE:
+        see(next, <real*>NULL)
+        return fused_short(x, length, place_1, place_2, k, low, e)
     for j in range(LANES):
         lanes[j] = 0.0
-    if real is float and scaling is sx_unit and SX_HAS_FUSED:
+    if scaling is sx_unit and SX_HAS_FUSED:
         if next.x == NULL:
             # Its own largest once more: nobody asks for it.
             i = length & ~<int64_t>(STRIPE - 1)
-            sx_exp_and_sum_f32(x, i // STRIPE, place_1, place_2, k, low, x, AHEAD, e, lanes)
+            fused(x, i // STRIPE, place_1, place_2, k, low, x, e, lanes)
         else:
             i = min(length, next.length) & ~<int64_t>(STRIPE - 1)
-            next.top = sx_exp_and_sum_f32(x, i // STRIPE, place_1, place_2, k, low,
-                                          <const float*>next.x, AHEAD, e, lanes)
+            next.top = fused(x, i // STRIPE, place_1, place_2, k, low, <const real*>next.x, e, lanes)
             if i < next.length:
                 next.top = larger(<real>next.top,
                                   block_top(<const real*>next.x + i, next.length - i))
@@ -115,6 +133,9 @@ cdef double exp_and_sum(const real* x, int64_t length, int64_t place_1, int64_t 
         part = min(length - i, STRIPE)
         at_1 = within(place_1, i)
         at_2 = within(place_2, i)
+        if scaling is sx_unit and SX_HAS_FUSED and part < STRIPE:
+            fused_tail(x + i, part, at_1, at_2, k, low, e + i, lanes)
+            break
         exp_part(x + i, part, k, low, scale, e + i)
         if at_1 < 0 and at_2 < 0:
             if real is float:

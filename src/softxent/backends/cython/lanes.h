@@ -49,6 +49,13 @@ SX_INLINE float sx_fold_top_f32(__m512 a, __m512 b, __m512 c, __m512 d)
     f = _mm_max_ss(_mm_shuffle_ps(f, f, 1), f);
     return _mm_cvtss_f32(f);
 }
+
+SX_INLINE double sx_fold_top_f64(__m512d a)
+{
+    __m256d e = _mm256_max_pd(_mm512_extractf64x4_pd(a, 1), _mm512_castpd512_pd256(a));
+    __m128d f = _mm_max_pd(_mm256_extractf128_pd(e, 1), _mm256_castpd256_pd128(e));
+    return _mm_cvtsd_f64(_mm_max_sd(_mm_unpackhi_pd(f, f), f));
+}
 #endif
 
 /* The largest of a block; -inf if there is none. */
@@ -95,8 +102,6 @@ SX_INLINE double sx_top_f64(const double *x, int64_t length)
 {
 #if defined(__AVX512F__)
     __m512d low = _mm512_set1_pd(-INFINITY), lanes[8];
-    __m256d e;
-    __m128d f;
     int64_t i = 0;
     int v;
     for (v = 0; v < 8; v++)
@@ -113,10 +118,7 @@ SX_INLINE double sx_top_f64(const double *x, int64_t length)
         lanes[v] = _mm512_max_pd(lanes[v + 4], lanes[v]);
     for (v = 0; v < 2; v++)
         lanes[v] = _mm512_max_pd(lanes[v + 2], lanes[v]);
-    lanes[0] = _mm512_max_pd(lanes[1], lanes[0]);
-    e = _mm256_max_pd(_mm512_extractf64x4_pd(lanes[0], 1), _mm512_castpd512_pd256(lanes[0]));
-    f = _mm_max_pd(_mm256_extractf128_pd(e, 1), _mm256_castpd256_pd128(e));
-    return _mm_cvtsd_f64(_mm_max_sd(_mm_unpackhi_pd(f, f), f));
+    return sx_fold_top_f64(_mm512_max_pd(lanes[1], lanes[0]));
 #else
     double lanes[SX_LANES];
     int64_t i = 0, j, width;
@@ -357,8 +359,224 @@ static float sx_exp_and_sum_f32(const float *x, int64_t stripes, int64_t place_1
     return sx_fold_top_f32(t0, t1, t2, t3);
 }
 
+/* Fewer than 256 elements, the same stripe with +0 behind its end, up to whole lanes: e, and the sums of
+   lanes v to v + 15. */
+SX_INLINE __m512 sx_short_part_f32(const float *x, int v, int64_t parts, __m512 k, __m512 low,
+                                   const uint64_t *there, const uint64_t *kept, float *e)
+{
+    __m512 sum = _mm512_setzero_ps();
+    int64_t i;
+    for (i = 0; i < parts; i++) {
+        __mmask16 m = (__mmask16)(there[i] >> v);
+        __m512 a = _mm512_setzero_ps();
+        if (m)
+            a = _mm512_maskz_mov_ps(m, sx_exp_f32x16(
+                _mm512_maskz_loadu_ps(m, x + i * SX_LANES + v), k, low));
+        _mm512_storeu_ps(e + i * SX_LANES + v, a);
+        sum = _mm512_add_ps(sum, _mm512_maskz_mov_ps((__mmask16)(kept[i] >> v), a));
+    }
+    return sum;
+}
+
+/* Which elements there are, and which of them the sum has; how many times 64 places they take. */
+SX_INLINE int64_t sx_short_masks(int64_t length, int64_t place_1, int64_t place_2, uint64_t *there,
+                                 uint64_t *kept)
+{
+    int64_t i, parts = (length + SX_LANES - 1) / SX_LANES;
+    for (i = 0; i < parts; i++)
+        kept[i] = there[i] = length - i * SX_LANES >= SX_LANES ? ~(uint64_t)0
+                                                               : sx_first_lanes(length - i * SX_LANES);
+    if (place_1 >= 0)
+        kept[place_1 / SX_LANES] &= ~((uint64_t)1 << place_1 % SX_LANES);
+    if (place_2 >= 0)
+        kept[place_2 / SX_LANES] &= ~((uint64_t)1 << place_2 % SX_LANES);
+    return parts;
+}
+
+/* What is left of a block. */
+static void sx_exp_and_sum_tail_f32(const float *x, int64_t length, int64_t place_1, int64_t place_2,
+                                    float k, float low, float *e, double *lanes)
+{
+    uint64_t there[4], kept[4];
+    int64_t parts = sx_short_masks(length, place_1, place_2, there, kept);
+    int v;
+    for (v = 0; v < SX_LANES; v += 16) {
+        __m512 sum = sx_short_part_f32(x, v, parts, _mm512_set1_ps(k), _mm512_set1_ps(low), there, kept,
+                                       e);
+        _mm512_storeu_pd(lanes + v, _mm512_add_pd(
+            _mm512_loadu_pd(lanes + v), _mm512_cvtps_pd(_mm512_castps512_ps256(sum))));
+        _mm512_storeu_pd(lanes + v + 8, _mm512_add_pd(
+            _mm512_loadu_pd(lanes + v + 8), _mm512_cvtps_pd(_mm512_extractf32x8_ps(sum, 1))));
+    }
+}
+
+SX_INLINE double sx_fold_sums(__m512d a, __m512d b, __m512d c, __m512d d)
+{
+    __m256d e;
+    __m128d f;
+    a = _mm512_add_pd(_mm512_add_pd(a, c), _mm512_add_pd(b, d));
+    e = _mm256_add_pd(_mm512_castpd512_pd256(a), _mm512_extractf64x4_pd(a, 1));
+    f = _mm_add_pd(_mm256_castpd256_pd128(e), _mm256_extractf128_pd(e, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(f, _mm_unpackhi_pd(f, f)));
+}
+
+/* A whole block of fewer than 256. */
+static double sx_exp_and_sum_short_f32(const float *x, int64_t length, int64_t place_1, int64_t place_2,
+                                       float k, float low, float *e)
+{
+    __m512 k16 = _mm512_set1_ps(k), low16 = _mm512_set1_ps(low);
+    uint64_t there[4], kept[4];
+    int64_t parts = sx_short_masks(length, place_1, place_2, there, kept);
+    __m512 a = sx_short_part_f32(x, 0, parts, k16, low16, there, kept, e);
+    __m512 b = sx_short_part_f32(x, 16, parts, k16, low16, there, kept, e);
+    __m512 c = sx_short_part_f32(x, 32, parts, k16, low16, there, kept, e);
+    __m512 d = sx_short_part_f32(x, 48, parts, k16, low16, there, kept, e);
+#define SX_HALF(v, which) _mm512_cvtps_pd(which ? _mm512_extractf32x8_ps(v, 1) : _mm512_castps512_ps256(v))
+    return sx_fold_sums(_mm512_add_pd(SX_HALF(a, 0), SX_HALF(c, 0)),
+                        _mm512_add_pd(SX_HALF(a, 1), SX_HALF(c, 1)),
+                        _mm512_add_pd(SX_HALF(b, 0), SX_HALF(d, 0)),
+                        _mm512_add_pd(SX_HALF(b, 1), SX_HALF(d, 1)));
+#undef SX_HALF
+}
+
+/* The same in double: eight at a time. */
+SX_INLINE __m512d sx_exp_f64x8(__m512d z, __m512d k, __m512d low)
+{
+    __m512d t, n, r, q, p;
+    z = _mm512_max_pd(low, z);
+    t = _mm512_fmadd_pd(z, _mm512_set1_pd(SX_LOG2E), k);
+    n = _mm512_sub_pd(t, k);
+    r = _mm512_fmadd_pd(n, _mm512_set1_pd(-SX_LN2), z);
+    r = _mm512_fmadd_pd(n, _mm512_set1_pd(-SX_LN2_REST), r);
+    q = _mm512_fmadd_pd(_mm512_set1_pd(SX_Q9_F64), r, _mm512_set1_pd(SX_Q8_F64));
+    q = _mm512_fmadd_pd(q, r, _mm512_set1_pd(SX_Q7_F64));
+    q = _mm512_fmadd_pd(q, r, _mm512_set1_pd(SX_Q6_F64));
+    q = _mm512_fmadd_pd(q, r, _mm512_set1_pd(SX_Q5_F64));
+    q = _mm512_fmadd_pd(q, r, _mm512_set1_pd(SX_Q4_F64));
+    q = _mm512_fmadd_pd(q, r, _mm512_set1_pd(SX_Q3_F64));
+    q = _mm512_fmadd_pd(q, r, _mm512_set1_pd(SX_Q2_F64));
+    q = _mm512_fmadd_pd(q, r, _mm512_set1_pd(SX_Q1_F64));
+    q = _mm512_fmadd_pd(q, r, _mm512_set1_pd(SX_Q0_F64));
+    p = _mm512_fmadd_pd(_mm512_fmadd_pd(q, r, _mm512_set1_pd(1.0)), r, _mm512_set1_pd(1.0));
+    return _mm512_mul_pd(p, _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(t), 52)));
+}
+
+SX_INLINE __m512d sx_top_part_f64(const double *next, int v, __m512d top)
+{
+    top = _mm512_max_pd(_mm512_loadu_pd(next + v), top);
+    top = _mm512_max_pd(_mm512_loadu_pd(next + v + 64), top);
+    top = _mm512_max_pd(_mm512_loadu_pd(next + v + 128), top);
+    return _mm512_max_pd(_mm512_loadu_pd(next + v + 192), top);
+}
+
+static double sx_exp_and_sum_f64(const double *x, int64_t stripes, int64_t place_1, int64_t place_2,
+                                 double k, double low, const double *next, int64_t ahead, double *e,
+                                 double *lanes)
+{
+    __m512d k8 = _mm512_set1_pd(k), low8 = _mm512_set1_pd(low);
+    __m512d t0 = _mm512_set1_pd(-INFINITY), t1 = t0;
+    int64_t s;
+    int v;
+    for (s = 0; s < stripes; s++, x += 256, next += 256, e += 256, place_1 -= 256, place_2 -= 256) {
+        uint64_t kept[4] = {~(uint64_t)0, ~(uint64_t)0, ~(uint64_t)0, ~(uint64_t)0};
+        int all = (uint64_t)place_1 >= 256 && (uint64_t)place_2 >= 256;
+        if ((uint64_t)place_1 < 256)
+            kept[place_1 / 64] &= ~((uint64_t)1 << place_1 % 64);
+        if ((uint64_t)place_2 < 256)
+            kept[place_2 / 64] &= ~((uint64_t)1 << place_2 % 64);
+        for (v = 0; v < 64; v += 8) {
+            __m512d a, b, c, d;
+            sx_prefetch((const char *)(x + 4 * v) + ahead, 256);
+            a = sx_exp_f64x8(_mm512_loadu_pd(x + v), k8, low8);
+            b = sx_exp_f64x8(_mm512_loadu_pd(x + v + 64), k8, low8);
+            c = sx_exp_f64x8(_mm512_loadu_pd(x + v + 128), k8, low8);
+            d = sx_exp_f64x8(_mm512_loadu_pd(x + v + 192), k8, low8);
+            _mm512_storeu_pd(e + v, a);
+            _mm512_storeu_pd(e + v + 64, b);
+            _mm512_storeu_pd(e + v + 128, c);
+            _mm512_storeu_pd(e + v + 192, d);
+            if (!all) {
+                a = _mm512_maskz_mov_pd((__mmask8)(kept[0] >> v), a);
+                b = _mm512_maskz_mov_pd((__mmask8)(kept[1] >> v), b);
+                c = _mm512_maskz_mov_pd((__mmask8)(kept[2] >> v), c);
+                d = _mm512_maskz_mov_pd((__mmask8)(kept[3] >> v), d);
+            }
+            a = _mm512_add_pd(_mm512_add_pd(_mm512_add_pd(a, b), c), d);
+            _mm512_storeu_pd(lanes + v, _mm512_add_pd(_mm512_loadu_pd(lanes + v), a));
+            if (v % 16 == 0)
+                t0 = sx_top_part_f64(next, v, t0);
+            else
+                t1 = sx_top_part_f64(next, v, t1);
+        }
+    }
+    return sx_fold_top_f64(_mm512_max_pd(t1, t0));
+}
+
+SX_INLINE __m512d sx_short_part_f64(const double *x, int v, int64_t parts, __m512d k, __m512d low,
+                                    const uint64_t *there, const uint64_t *kept, double *e)
+{
+    __m512d sum = _mm512_setzero_pd();
+    int64_t i;
+    for (i = 0; i < parts; i++) {
+        __mmask8 m = (__mmask8)(there[i] >> v);
+        __m512d a = _mm512_setzero_pd();
+        if (m)
+            a = _mm512_maskz_mov_pd(m, sx_exp_f64x8(
+                _mm512_maskz_loadu_pd(m, x + i * SX_LANES + v), k, low));
+        _mm512_storeu_pd(e + i * SX_LANES + v, a);
+        sum = _mm512_add_pd(sum, _mm512_maskz_mov_pd((__mmask8)(kept[i] >> v), a));
+    }
+    return sum;
+}
+
+static void sx_exp_and_sum_tail_f64(const double *x, int64_t length, int64_t place_1, int64_t place_2,
+                                    double k, double low, double *e, double *lanes)
+{
+    uint64_t there[4], kept[4];
+    int64_t parts = sx_short_masks(length, place_1, place_2, there, kept);
+    int v;
+    for (v = 0; v < SX_LANES; v += 8)
+        _mm512_storeu_pd(lanes + v, _mm512_add_pd(
+            _mm512_loadu_pd(lanes + v), sx_short_part_f64(x, v, parts, _mm512_set1_pd(k),
+                                                          _mm512_set1_pd(low), there, kept, e)));
+}
+
+static double sx_exp_and_sum_short_f64(const double *x, int64_t length, int64_t place_1, int64_t place_2,
+                                       double k, double low, double *e)
+{
+    __m512d k8 = _mm512_set1_pd(k), low8 = _mm512_set1_pd(low), sums[8];
+    uint64_t there[4], kept[4];
+    int64_t parts = sx_short_masks(length, place_1, place_2, there, kept);
+    int v;
+    for (v = 0; v < 8; v++)
+        sums[v] = sx_short_part_f64(x, 8 * v, parts, k8, low8, there, kept, e);
+    return sx_fold_sums(_mm512_add_pd(sums[0], sums[4]), _mm512_add_pd(sums[1], sums[5]),
+                        _mm512_add_pd(sums[2], sums[6]), _mm512_add_pd(sums[3], sums[7]));
+}
+
 #else
 #define SX_HAS_FUSED 0
+static double sx_exp_and_sum_f64(const double *x, int64_t stripes, int64_t place_1, int64_t place_2,
+                                 double k, double low, const double *next, int64_t ahead, double *e,
+                                 double *lanes)
+{
+    (void)x, (void)stripes, (void)place_1, (void)place_2, (void)k, (void)low, (void)next, (void)ahead;
+    (void)e, (void)lanes;
+    return 0.0;
+}
+
+static void sx_exp_and_sum_tail_f32(const float *x, int64_t length, int64_t place_1, int64_t place_2,
+                                    float k, float low, float *e, double *lanes)
+{
+    (void)x, (void)length, (void)place_1, (void)place_2, (void)k, (void)low, (void)e, (void)lanes;
+}
+
+static void sx_exp_and_sum_tail_f64(const double *x, int64_t length, int64_t place_1, int64_t place_2,
+                                    double k, double low, double *e, double *lanes)
+{
+    (void)x, (void)length, (void)place_1, (void)place_2, (void)k, (void)low, (void)e, (void)lanes;
+}
+
 static float sx_exp_and_sum_f32(const float *x, int64_t stripes, int64_t place_1, int64_t place_2,
                                 float k, float low, const float *next, int64_t ahead, float *e,
                                 double *lanes)
@@ -366,6 +584,20 @@ static float sx_exp_and_sum_f32(const float *x, int64_t stripes, int64_t place_1
     (void)x, (void)stripes, (void)place_1, (void)place_2, (void)k, (void)low, (void)next, (void)ahead;
     (void)e, (void)lanes;
     return 0.0f;
+}
+
+static double sx_exp_and_sum_short_f32(const float *x, int64_t length, int64_t place_1, int64_t place_2,
+                                       float k, float low, float *e)
+{
+    (void)x, (void)length, (void)place_1, (void)place_2, (void)k, (void)low, (void)e;
+    return 0.0;
+}
+
+static double sx_exp_and_sum_short_f64(const double *x, int64_t length, int64_t place_1, int64_t place_2,
+                                       double k, double low, double *e)
+{
+    (void)x, (void)length, (void)place_1, (void)place_2, (void)k, (void)low, (void)e;
+    return 0.0;
 }
 #endif
 
