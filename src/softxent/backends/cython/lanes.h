@@ -27,6 +27,18 @@ SX_INLINE void sx_prefetch(const char *p, int64_t bytes)
 #endif
 }
 
+/* The same into the second cache alone: a lot of it would push out what is at work in the first. */
+SX_INLINE void sx_prefetch_far(const char *p, int64_t bytes)
+{
+#if defined(__GNUC__)
+    int64_t i;
+    for (i = 0; i < bytes; i += SX_LINE)
+        __builtin_prefetch(p + i, 0, 2);
+#else
+    (void)p, (void)bytes;
+#endif
+}
+
 /* ---- 64 lanes ------------------------------------------------------------------------------------
 
    Element k of a block is lane k mod 64's. Lanes are folded 32, 16, 8, 4, 2, 1 apart. */
