@@ -1,0 +1,145 @@
+"""What scikit-learn's loss objects keep as `closs` and leave all computing to, on softxent.
+
+A `BaseLoss` allocates the outputs that it was not given and calls the method of its own name here,
+by keywords. scikit-learn itself is not needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import softxent as sx
+
+Floats = NDArray[np.floating]
+
+#: Elements at a time where an output has another dtype than the logits: 512 KiB of float64.
+PIECE = 65_536
+
+
+class HalfMultinomialCLoss:
+    """scikit-learn's `CyHalfMultinomialLoss`, its methods and their arguments.
+
+    Labels are floats, as there: whole numbers from 0 to C - 1, else `ValueError`. `raw_prediction`
+    and the outputs may have any strides, and each of them float32 or float64 as it likes. Per row
+    and undivided: loss and gradient are w·(-log p_y) and w·(p - one_hot(y)), the Hessian is the
+    diagonal w·p·(1 - p). Weights may be negative, as those of simulated particle collisions are.
+    """
+
+    def loss(self, y_true: Floats, raw_prediction: Floats, sample_weight: Floats | None,
+             loss_out: Floats, n_threads: int | None = 1) -> None:
+        """Write the rows' losses."""
+        targets = _classes(y_true, raw_prediction)
+        weight, negative = _magnitudes(sample_weight)
+        _check_rows(loss_out, targets)
+        loss_out[...] = sx.cross_entropy(
+            raw_prediction, targets, sample_weight=weight, reduction="none", ignore_index=None,
+            n_threads=self._threads(n_threads))
+        _negate(negative, loss_out)
+
+    def loss_gradient(self, y_true: Floats, raw_prediction: Floats, sample_weight: Floats | None,
+                      loss_out: Floats, gradient_out: Floats, n_threads: int | None = 1) -> None:
+        """Write the rows' losses and their gradient."""
+        targets = _classes(y_true, raw_prediction)
+        weight, negative = _magnitudes(sample_weight)
+        _check_rows(loss_out, targets)
+
+        def write(rows: slice, out: Floats) -> None:
+            loss_out[rows] = sx.cross_entropy_with_grad(
+                raw_prediction[rows], targets[rows],
+                sample_weight=None if weight is None else weight[rows], reduction="none",
+                ignore_index=None, n_threads=self._threads(n_threads), grad_out=out)[0]
+
+        _in_pieces(write, raw_prediction, gradient_out)
+        _negate(negative, loss_out, gradient_out)
+
+    def gradient(self, y_true: Floats, raw_prediction: Floats, sample_weight: Floats | None,
+                 gradient_out: Floats, n_threads: int | None = 1) -> None:
+        """Write the gradient."""
+        loss = np.empty(len(y_true), raw_prediction.dtype)
+        self.loss_gradient(y_true, raw_prediction, sample_weight, loss, gradient_out, n_threads)
+
+    def gradient_hessian(self, y_true: Floats, raw_prediction: Floats,
+                         sample_weight: Floats | None, gradient_out: Floats, hessian_out: Floats,
+                         n_threads: int | None = 1) -> None:
+        """Write the gradient and the Hessian's diagonal."""
+        targets = _classes(y_true, raw_prediction)
+        weight, negative = _magnitudes(sample_weight)
+        sx.cross_entropy_grad_hess(
+            raw_prediction, targets, sample_weight=weight, ignore_index=None,
+            grad_out=gradient_out, hess_out=hessian_out, n_threads=self._threads(n_threads))
+        _negate(negative, gradient_out, hessian_out)
+
+    def gradient_proba(self, y_true: Floats, raw_prediction: Floats, sample_weight: Floats | None,
+                       gradient_out: Floats, proba_out: Floats, n_threads: int | None = 1) -> None:
+        """Write the gradient and the probabilities."""
+        self.gradient(y_true, raw_prediction, sample_weight, gradient_out, n_threads)
+
+        def write(rows: slice, out: Floats) -> None:
+            sx.softmax(raw_prediction[rows], out=out, n_threads=self._threads(n_threads))
+
+        _in_pieces(write, raw_prediction, proba_out)
+
+    def _threads(self, n_threads: int | None) -> int | None:
+        """Return how many threads a call takes that scikit-learn gives `n_threads`."""
+        return n_threads
+
+
+def _classes(y_true: Floats, raw_prediction: Floats) -> NDArray[np.int64]:
+    """Return scikit-learn's float labels as class numbers."""
+    if y_true.dtype.kind != "f" or raw_prediction.ndim != 2:
+        raise TypeError(
+            "y_true must hold class numbers as floats, as scikit-learn's losses take them, and "
+            f"raw_prediction must have two dimensions; got {y_true.dtype} and "
+            f"{raw_prediction.ndim}: convert them by astype and reshape")
+    n_classes = raw_prediction.shape[1]
+    with np.errstate(invalid="ignore"):  # of NaN and inf: found below
+        classes = y_true.astype(np.int64)
+    # Negative numbers are the largest of all without their sign.
+    if not (classes == y_true).all() or classes.view(np.uint64).max(initial=0) >= n_classes:
+        bad = (classes != y_true) | (classes < 0) | (classes >= n_classes)
+        raise ValueError(
+            "Some value(s) of y_true are out of the valid range of the loss 'HalfMultinomialLoss': "
+            f"whole numbers from 0 to {n_classes - 1}, of the {n_classes} columns of "
+            f"raw_prediction; got {y_true[bad][0]} in row {bad.argmax()}")
+    return classes
+
+
+def _magnitudes(sample_weight: Floats | None) -> tuple[Floats | None, NDArray[np.bool_] | None]:
+    """Return weights >= 0, and where the given ones are negative, if any is."""
+    if sample_weight is None:
+        return None, None
+    negative = sample_weight < 0
+    return (np.abs(sample_weight), negative) if negative.any() else (sample_weight, None)
+
+
+def _negate(negative: NDArray[np.bool_] | None, *outputs: Floats) -> None:
+    """Change the sign of the rows whose weight is negative."""
+    if negative is not None:
+        for out in outputs:
+            np.negative(out, out=out, where=negative if out.ndim == 1 else negative[:, None])
+
+
+def _check_rows(loss_out: Floats, targets: NDArray[np.int64]) -> None:
+    if loss_out.shape != targets.shape:
+        raise ValueError(f"loss_out must have y_true's shape, {targets.shape}; "
+                         f"got {loss_out.shape}")
+
+
+def _in_pieces(write: Callable[[slice, Any], None], logits: Floats, out: Floats) -> None:
+    """Have `write` fill `out`, some rows at a time where that has not the logits' dtype."""
+    if out.dtype == logits.dtype:
+        write(slice(None), out)
+        return
+    if out.shape != logits.shape:
+        raise ValueError(f"outputs must have raw_prediction's shape, {logits.shape}; "
+                         f"got {out.shape}")
+    step = max(1, PIECE // max(1, logits.shape[1]))
+    for start in range(0, len(logits), step):
+        rows = slice(start, start + step)
+        piece = np.empty(logits[rows].shape, logits.dtype)
+        write(rows, piece)
+        out[rows] = piece
