@@ -138,8 +138,9 @@ def _in_pieces(write: Callable[[slice, Any], None], logits: Floats, out: Floats)
         raise ValueError(f"outputs must have raw_prediction's shape, {logits.shape}; "
                          f"got {out.shape}")
     step = max(1, PIECE // max(1, logits.shape[1]))
+    room = np.empty((step, logits.shape[1]), logits.dtype)
     for start in range(0, len(logits), step):
         rows = slice(start, start + step)
-        piece = np.empty(logits[rows].shape, logits.dtype)
+        piece = room[: len(logits) - start]
         write(rows, piece)
         out[rows] = piece

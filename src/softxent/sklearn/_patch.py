@@ -183,27 +183,27 @@ def _check() -> None:
     version = importlib.import_module("sklearn").__version__
     try:
         _compare()
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError) as error:
         raise RuntimeError(
             f"scikit-learn {version} is made differently inside than patch() knows it: {error}. "
             "Nothing was replaced. Leave patch() out, or install scikit-learn 1.9") from error
 
 
 def _compare() -> None:
-    """Raise ImportError or AttributeError for what has moved."""
+    """Raise ImportError, AttributeError or TypeError for what has moved."""
     home = importlib.import_module(HOME)
     for place in PLACES:
         current = getattr(importlib.import_module(place), NAME)
         if current is not getattr(home, NAME) and not isinstance(current, _Maker):
-            raise AttributeError(f"{place}.{NAME} is not {HOME}'s")
+            raise TypeError(f"{place}.{NAME} is not {HOME}'s")
     theirs = getattr(home, NAME)(n_classes=3).closs
     if type(theirs) is not home.CyHalfMultinomialLoss:
-        raise AttributeError(f"{NAME}.closs is no CyHalfMultinomialLoss but {type(theirs)}")
+        raise TypeError(f"{NAME}.closs is no CyHalfMultinomialLoss but {type(theirs)}")
     for name in dir(theirs):
         if not name.startswith("_"):
             ours = getattr(HalfMultinomialCLoss, name)
             if _parameters(getattr(theirs, name)) != _parameters(ours):
-                raise AttributeError(f"CyHalfMultinomialLoss.{name} takes other arguments")
+                raise TypeError(f"CyHalfMultinomialLoss.{name} takes other arguments")
 
 
 def _parameters(function: Callable[..., Any]) -> list[str]:
