@@ -186,7 +186,8 @@ def _check() -> None:
     except (ImportError, AttributeError, TypeError) as error:
         raise RuntimeError(
             f"scikit-learn {version} is made differently inside than patch() knows it: {error}. "
-            "Nothing was replaced. Leave patch() out, or install scikit-learn 1.9") from error
+            "Nothing was replaced. Leave patch() out, or install scikit-learn 1.5 to 1.9, "
+            "which were tried") from error
 
 
 def _compare() -> None:
