@@ -293,9 +293,8 @@ def test_shapes_and_dtypes_that_do_not_fit(method):
     call = getattr(HalfMultinomialLoss(n_classes=4), method)
     with pytest.raises(TypeError, match="as floats"):
         call(y.astype(int), raw)
-    with pytest.raises(TypeError, match="two dimensions"):
-        call(y, raw[:, 0])
-    for arguments in ((y[:9], raw), (y, raw, weight[:9])):
+    for arguments in ((y, raw[:, 0]), (y[:9], raw), (y, raw[:9]), (y[:, None], raw),
+                      (y, raw, weight[:9])):
         with pytest.raises(ValueError, match="shape"):
             call(*arguments)
     for name in METHODS[method]:
@@ -304,6 +303,20 @@ def test_shapes_and_dtypes_that_do_not_fit(method):
             with pytest.raises(ValueError, match="shape"):
                 call(y, raw, **{name: small})
             assert (small == 7).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_weights_that_are_not_finite(method, bad, dtype):
+    """Found before anything is written, also where that goes by pieces."""
+    y, raw, weight = problem(400, 300)
+    weight[-1] = bad
+    outputs = {name: np.full(400 if name == "loss_out" else (400, 300), 7, dtype)
+               for name in METHODS[method]}
+    with pytest.raises(ValueError, match="sample_weight must be finite"):
+        getattr(HalfMultinomialLoss(n_classes=300), method)(y, raw, weight, **outputs)
+    assert all((out == 7).all() for out in outputs.values())
 
 
 # ---- in scikit-learn -----------------------------------------------------------------------------
@@ -695,7 +708,8 @@ def test_importing_the_package_imports_no_scikit_learn():
 import sys
 import softxent.sklearn
 assert "sklearn" not in sys.modules
-from softxent.sklearn import patch
+from softxent.sklearn import patch, unpatch
+unpatch()
 assert "sklearn" not in sys.modules
 sys.modules["sklearn"] = None
 try:

@@ -33,7 +33,7 @@ class HalfMultinomialCLoss:
              loss_out: Floats, n_threads: int | None = 1) -> None:
         """Write the rows' losses."""
         targets = _classes(y_true, raw_prediction)
-        weight, negative = _magnitudes(sample_weight)
+        weight, negative = _magnitudes(sample_weight, targets)
         _check_rows(loss_out, targets)
         loss_out[...] = sx.cross_entropy(
             raw_prediction, targets, sample_weight=weight, reduction="none", ignore_index=None,
@@ -44,7 +44,7 @@ class HalfMultinomialCLoss:
                       loss_out: Floats, gradient_out: Floats, n_threads: int | None = 1) -> None:
         """Write the rows' losses and their gradient."""
         targets = _classes(y_true, raw_prediction)
-        weight, negative = _magnitudes(sample_weight)
+        weight, negative = _magnitudes(sample_weight, targets)
         _check_rows(loss_out, targets)
 
         def write(rows: slice, out: Floats) -> None:
@@ -67,7 +67,7 @@ class HalfMultinomialCLoss:
                          n_threads: int | None = 1) -> None:
         """Write the gradient and the Hessian's diagonal."""
         targets = _classes(y_true, raw_prediction)
-        weight, negative = _magnitudes(sample_weight)
+        weight, negative = _magnitudes(sample_weight, targets)
         sx.cross_entropy_grad_hess(
             raw_prediction, targets, sample_weight=weight, ignore_index=None,
             grad_out=gradient_out, hess_out=hessian_out, n_threads=self._threads(n_threads))
@@ -90,11 +90,12 @@ class HalfMultinomialCLoss:
 
 def _classes(y_true: Floats, raw_prediction: Floats) -> NDArray[np.int64]:
     """Return scikit-learn's float labels as class numbers."""
-    if y_true.dtype.kind != "f" or raw_prediction.ndim != 2:
-        raise TypeError(
-            "y_true must hold class numbers as floats, as scikit-learn's losses take them, and "
-            f"raw_prediction must have two dimensions; got {y_true.dtype} and "
-            f"{raw_prediction.ndim}: convert them by astype and reshape")
+    if y_true.dtype.kind != "f":
+        raise TypeError("y_true must hold class numbers as floats, as scikit-learn's losses take "
+                        f"them; got {y_true.dtype}: y_true.astype(raw_prediction.dtype)")
+    if raw_prediction.ndim != 2 or y_true.shape != raw_prediction.shape[:1]:
+        raise ValueError("raw_prediction must have the shape (n_samples, n_classes) and y_true "
+                         f"(n_samples,); got {raw_prediction.shape} and {y_true.shape}")
     n_classes = raw_prediction.shape[1]
     with np.errstate(invalid="ignore"):  # of NaN and inf: found below
         classes = y_true.astype(np.int64)
@@ -108,12 +109,18 @@ def _classes(y_true: Floats, raw_prediction: Floats) -> NDArray[np.int64]:
     return classes
 
 
-def _magnitudes(sample_weight: Floats | None) -> tuple[Floats | None, NDArray[np.bool_] | None]:
+def _magnitudes(sample_weight: Floats | None, targets: NDArray[np.int64]
+                ) -> tuple[Floats | None, NDArray[np.bool_] | None]:
     """Return weights >= 0, and where the given ones are negative, if any is."""
     if sample_weight is None:
         return None, None
-    negative = sample_weight < 0
-    return (np.abs(sample_weight), negative) if negative.any() else (sample_weight, None)
+    if sample_weight.shape != targets.shape:
+        raise ValueError(f"sample_weight must have y_true's shape, {targets.shape}; "
+                         f"got {sample_weight.shape}")
+    least = sample_weight.min(initial=0)
+    if not np.isfinite(least) or sample_weight.max(initial=0) == np.inf:
+        raise ValueError("sample_weight must be finite; it has NaN or inf")
+    return (np.abs(sample_weight), sample_weight < 0) if least < 0 else (sample_weight, None)
 
 
 def _negate(negative: NDArray[np.bool_] | None, *outputs: Floats) -> None:

@@ -43,7 +43,7 @@ class HalfMultinomialLoss(_Loss):  # type: ignore[misc]
     TypeError, ValueError
         From its methods, before any output is touched: for labels that are not floats, as
         scikit-learn has them, or not whole numbers from 0 to C - 1 (scikit-learn reads past the
-        row), for shapes that do not fit.
+        row); for shapes that do not fit and weights that are not finite.
 
     See Also
     --------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -42,7 +43,7 @@ _holding: list[Patch] = []
 class _Maker:
     """What stands in a module in the place of scikit-learn's class, and knows it."""
 
-    def __init__(self, original: Callable[..., Any], closs: type[_Borrowed]) -> None:
+    def __init__(self, original: Any, closs: type[_Borrowed]) -> None:
         self.original = original
         self.closs = closs
 
@@ -169,8 +170,8 @@ def _settle() -> None:
     settled = None
     while settled != (wanted := bool(_holding)):
         for place, closs in PLACES.items():
-            module = importlib.import_module(place)
-            current = getattr(module, NAME)
+            module = sys.modules.get(place)  # `patch` has imported it
+            current = getattr(module, NAME, None)
             if wanted and not isinstance(current, _Maker):
                 setattr(module, NAME, _Maker(current, closs))
             elif isinstance(current, _Maker) and not wanted:
