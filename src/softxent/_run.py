@@ -5,6 +5,7 @@ Nothing else calls kernels.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,13 +50,7 @@ def execute(plan: Plan, problem: Problem | _small.Ready) -> tuple[Any, Any]:
     dtype = np.float32 if narrow else np.float64
     shape = (call.n_rows,) if call.summed else call.logits.shape[:-1]
     rows = call.out_rows = np.empty(shape, dtype)
-    out = problem.out
-    if problem.key.wants_map:
-        if out is None:
-            out = np.empty_like(problem.logits, order="K")
-        moved = classes_last(out, problem.axis)
-        call.out_map = moved if problem.rows_shape else moved[np.newaxis]
-    result = out if problem.given_out is None else problem.given_out
+    out, result = _map_output(problem)
     if problem.divisor == 0.0:
         check_soft_targets(problem)
         if out is not None:
@@ -71,6 +66,45 @@ def execute(plan: Plan, problem: Problem | _small.Ready) -> tuple[Any, Any]:
     if keeps_rows:
         return rows.reshape(problem.rows_shape), result
     return tree_sum(rows.reshape(-1)) / problem.divisor, result
+
+
+def _map_output(problem: Problem) -> tuple[Any, Any]:
+    """Give the call of `problem` an array to write its map into; return it, and as it was given."""
+    out = problem.out
+    if problem.key.wants_map:
+        if out is None:
+            out = np.empty_like(problem.logits, order="K")
+        moved = classes_last(out, problem.axis)
+        problem.call.out_map = moved if problem.rows_shape else moved[np.newaxis]
+    return out, out if problem.given_out is None else problem.given_out
+
+
+def evaluate_both(
+    problem: Problem, second: Problem, requested: str | None, n_threads: int | None
+) -> tuple[Any, Any, Any]:
+    """Carry out cross-entropy's problem, and that of its Hessian (`_problem.hessian_of`).
+
+    In one walk where the backend can, and rows are not cut; else one after the other, what
+    overwrites the logits last.
+
+    Returns
+    -------
+    rows, map
+        As `evaluate`.
+    hessian
+        The second problem's map.
+    """
+    plan = select(problem.key, problem.n_rows, problem.n_classes, requested, n_threads)
+    given = second.out
+    if given is not None and np.may_share_memory(given, problem.logits):
+        rows, grad = execute(plan, problem)
+        return rows, grad, map_only(second, requested, n_threads)
+    if plan.cut or not backend(plan.backend).pairs:
+        hessian = map_only(second, requested, n_threads)
+        return *execute(plan, problem), hessian
+    hessian = _map_output(second)[1]
+    problem.call.second = second.call
+    return *execute(replace(plan, streams=False), problem), hessian
 
 
 def map_only(

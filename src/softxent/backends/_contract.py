@@ -150,6 +150,9 @@ class Call:
         log_softmax; the product.
     streams
         Whether `out_map` should be written past the caches, where a backend can. Never in place.
+    second
+        For a backend that `pairs`, or None: a call of `Op.HESSIAN` beside one of cross-entropy, all
+        else but scale, floor, upstream and outputs the same. Its `out_map` is not the logits.
     """
 
     op: Op
@@ -175,6 +178,7 @@ class Call:
     summed: bool = False
     hard_weight: float = 0.0
     streams: bool = False
+    second: Call | None = None
 
     @property
     def has_teacher(self) -> bool:
@@ -247,6 +251,8 @@ class Backend(abc.ABC):
     name: str
     #: Whether ranges of a call's rows may run side by side.
     parallel: bool = True
+    #: Whether it serves a `Call.second` in the same walk.
+    pairs: bool = False
 
     @abc.abstractmethod
     def availability(self) -> str:

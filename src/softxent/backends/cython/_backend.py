@@ -69,6 +69,7 @@ class Cython(Backend):
     """The compiled walks."""
 
     name = "cython"
+    pairs = True
 
     def availability(self) -> str:
         """Return "available", or why no level can be used."""

@@ -20,6 +20,7 @@ cdef extern from "call.h" nogil:
         SX_IN_PLACE
         SX_STRIDED
         SX_SIXTEEN
+        SX_SINGLE
     ctypedef struct sx_rows:
         char* data
         int64_t type
@@ -44,6 +45,7 @@ cdef extern from "call.h" nogil:
         double hard_weight
         void* out_rows
         int64_t out_rows_is_double
+        const sx_call* second
 
 cnp.import_array()
 
@@ -81,6 +83,7 @@ cdef class Bound:
     cdef sx_call call
     cdef list owners
     cdef bint wide
+    cdef Bound second
 
     def __init__(self, call):
         memset(&self.call, 0, sizeof(sx_call))
@@ -130,6 +133,9 @@ cdef class Bound:
             self.owners.append(call.out_rows)
             self.call.out_rows = cnp.PyArray_DATA(call.out_rows)
             self.call.out_rows_is_double = call.out_rows.dtype.itemsize == 8
+        if call.second is not None:
+            self.second = Bound(call.second)
+            self.call.second = &self.second.call
 
     @property
     def address(self):
@@ -190,6 +196,8 @@ cdef class Bound:
         side_by_side = into.class_stride == cnp.PyArray_ITEMSIZE(a) or self.call.n_classes == 1
         if into.rows.type == (SX_TYPE_FLOAT | (8 if self.wide else 4)):
             into.direct = SX_IN_PLACE if side_by_side else SX_STRIDED
+        elif into.rows.type == (SX_TYPE_FLOAT | 4):
+            into.direct = SX_SINGLE
         elif into.rows.type in (SX_TYPE_F16, SX_TYPE_BF16) and side_by_side and not self.wide:
             into.direct = SX_SIXTEEN
         return 0

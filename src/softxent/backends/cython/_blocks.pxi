@@ -96,6 +96,19 @@ cdef void scatter(const sx_matrix* matrix, char** rows, int64_t count, int64_t k
     cdef int64_t j, k, done = 0, stride = matrix.class_stride
     cdef real block[SMALL]
     cdef real* p
+    cdef float* single
+    if real is double and matrix.direct == SX_SINGLE:
+        if are_neighbours(rows, count, sizeof(float)):
+            for k in range(length):
+                single = <float*>(rows[0] + (k0 + k) * stride)
+                for j in range(count):
+                    single[j] = <float>tile[j * row_pitch + k * class_pitch]
+        else:
+            for j in range(count):
+                for k in range(length):
+                    (<float*>(rows[j] + (k0 + k) * stride))[0] = <float>tile[j * row_pitch
+                                                                             + k * class_pitch]
+        return
     if matrix.direct == SX_STRIDED and are_neighbours(rows, count, sizeof(real)):
         if class_pitch == 1 and count % 8 == 0:
             if real is float:

@@ -57,6 +57,7 @@ cdef extern from "call.h" nogil:
         SX_IN_PLACE
         SX_STRIDED
         SX_SIXTEEN
+        SX_SINGLE
         SX_TYPE_BRAIN
     ctypedef struct sx_call:
         int64_t op, n_rows, n_classes
@@ -73,6 +74,7 @@ cdef extern from "call.h" nogil:
         double hard_weight
         void* out_rows
         int64_t out_rows_is_double
+        const sx_call* second
     ctypedef struct sx_cursor:
         char* logits
         char* out_map
@@ -603,8 +605,23 @@ cdef inline void clear_unused(Rows* rows, int64_t classes, real* tile) noexcept 
                 tile[i * GROUP + j] = 0
 
 
-cdef int walk_small(const sx_call* call, Rows* rows, int64_t first, const scaling* scale,
-                    const sx_scale* half, sx_control* control, char* room,
+cdef void share_sums(const sx_call* call, Rows* rows, Rows* second) noexcept nogil:
+    # What the reduce has found, for another head.
+    memcpy(second.lane, rows.lane, sizeof(rows.lane))
+    memcpy(second.n, rows.n, sizeof(rows.n))
+    memcpy(second.top, rows.top, sizeof(rows.top))
+    memcpy(second.k_top, rows.k_top, sizeof(rows.k_top))
+    memcpy(second.rest, rows.rest, sizeof(rows.rest))
+    memcpy(second.carry, rows.carry, sizeof(rows.carry))
+    memcpy(second.e_top, rows.e_top, sizeof(rows.e_top))
+    memcpy(second.z_y, rows.z_y, sizeof(rows.z_y))
+    memcpy(second.moved, rows.moved, sizeof(rows.moved))
+    if not is_plain(call):
+        second.soft = rows.soft
+
+
+cdef int walk_small(const sx_call* call, Rows* rows, Rows* second, int64_t first,
+                    const scaling* scale, const sx_scale* half, sx_control* control, char* room,
                     real* unused) noexcept nogil:
     # C <= 64: a tile in which rows are neighbours.
     cdef int64_t j, classes = call.n_classes, stride = GROUP * sizeof(real), kind
@@ -613,6 +630,7 @@ cdef int walk_small(const sx_call* call, Rows* rows, int64_t first, const scalin
     cdef real* t = <real*>(room + ROOM_SOFT)
     cdef real* u = t + GROUP * SMALL
     cdef real* slope = u + GROUP * SMALL
+    cdef real* also = slope + GROUP * SMALL
     kind = SX_TYPE_FLOAT | sizeof(real)
     gather(&call.logits, rows.z, rows.count, 0, classes, 1, GROUP, x)
     clear_unused(rows, classes, x)
@@ -637,6 +655,17 @@ cdef int walk_small(const sx_call* call, Rows* rows, int64_t first, const scalin
         return SX_STOPPED
     if call.out_map.rows.data == NULL:
         return 0
+    if second != NULL:
+        memcpy(also, e, classes * GROUP * sizeof(real))
+        share_sums(call, rows, second)
+        head(call.second, second, first, scale)
+        map_columns(call.second, second, x, t, <real*>NULL, also, scale)
+        for j in range(0 if are_fast(rows) else rows.count):
+            if rows.lane[j] != FAST and map_slow(call.second, second, j, <char*>(also + j), stride,
+                                                 kind, scale, control):
+                return SX_STOPPED
+            if rows.lane[j] == SLOW:
+                map_apart(call.second, second, j, <char*>(also + j), stride, kind)
     map_columns(call, rows, x, t, slope if call.softcap != 0.0 else <real*>NULL, e, scale)
     for j in range(rows.count if call.op == LOG_SOFTMAX or not are_fast(rows) else 0):
         if rows.lane[j] != FAST:
@@ -644,6 +673,8 @@ cdef int walk_small(const sx_call* call, Rows* rows, int64_t first, const scalin
                 return SX_STOPPED
         if rows.lane[j] == SLOW or call.op == LOG_SOFTMAX:
             map_apart(call, rows, j, <char*>(e + j), stride, kind)
+    if second != NULL:
+        scatter(&call.second.out_map, second.g, rows.count, 0, classes, 1, GROUP, also)
     scatter(&call.out_map, rows.g, rows.count, 0, classes, 1, GROUP, e)
     return 0
 
@@ -718,8 +749,8 @@ cdef inline bint fetches_output(const sx_call* call, real* unused) noexcept nogi
             and call.n_rows * row >= FETCHED_FROM)
 
 
-cdef int walk_rows(const sx_call* call, Rows* rows, Rows* before, int64_t first, const scaling* scale,
-                   const sx_scale* half, sx_control* control, char* room,
+cdef int walk_rows(const sx_call* call, Rows* rows, Rows* before, Rows* second, int64_t first,
+                   const scaling* scale, const sx_scale* half, sx_control* control, char* room,
                    real* unused) noexcept nogil:
     # Classes side by side in memory, here and in the output: used where they are, or, of 16 bits,
     # converted a block at a time. Where the map goes past the caches, it is that of the rows before,
@@ -765,12 +796,42 @@ cdef int walk_rows(const sx_call* call, Rows* rows, Rows* before, int64_t first,
         return SX_STOPPED
     if call.out_map.rows.data == NULL or before != NULL:
         return 0
+    if second != NULL:
+        share_sums(call, rows, second)
+        head(call.second, second, first, scale)
+        at = Place(0, 0)
+        if map_rest(call.second, second, &at, scale, half, control, room, unused):
+            return SX_STOPPED
     at = Place(0, 0)
     return map_rest(call, rows, &at, scale, half, control, room, unused)
 
 
-cdef int walk_tiles(const sx_call* call, Rows* rows, int64_t first, const scaling* scale,
-                    const sx_scale* half, sx_control* control, char* room,
+cdef int map_tiles(const sx_call* call, Rows* rows, const scaling* scale, const sx_scale* half,
+                   sx_control* control, char* room, real* unused) noexcept nogil:
+    cdef int64_t j, b, k0, length, classes = call.n_classes
+    cdef real* tile = <real*>(room + ROOM_LOGITS)
+    cdef real* soft = <real*>(room + ROOM_SOFT)
+    cdef bint has_soft = call.soft.rows.data != NULL
+    for b in range(blocks_of(classes)):
+        k0 = b * BLOCK
+        length = block_length(k0, classes)
+        gather(&call.logits, rows.z, rows.count, k0, length, BLOCK, 1, tile)
+        if has_soft:
+            sx_float_subnormals(True)
+            gather(&call.soft, rows.t, rows.count, k0, length, BLOCK, 1, soft)
+            sx_float_subnormals(False)
+        for j in range(rows.count):
+            map_given(call, rows, j, <const real*>(tile + j * BLOCK),
+                      <const real*>(soft + j * BLOCK) if has_soft else <const real*>NULL,
+                      tile + j * BLOCK, k0, length, scale, half, room)
+        scatter(&call.out_map, rows.g, rows.count, k0, length, BLOCK, 1, tile)
+        if sx_tick(control, rows.count * length):
+            return SX_STOPPED
+    return finish_map(call, rows, scale, control)
+
+
+cdef int walk_tiles(const sx_call* call, Rows* rows, Rows* second, int64_t first,
+                    const scaling* scale, const sx_scale* half, sx_control* control, char* room,
                     real* unused) noexcept nogil:
     # Any other layout: block by block through the tile.
     cdef int64_t j, b, k0, length, classes = call.n_classes
@@ -797,22 +858,12 @@ cdef int walk_tiles(const sx_call* call, Rows* rows, int64_t first, const scalin
         return SX_STOPPED
     if call.out_map.rows.data == NULL:
         return 0
-    for b in range(blocks_of(classes)):
-        k0 = b * BLOCK
-        length = block_length(k0, classes)
-        gather(&call.logits, rows.z, rows.count, k0, length, BLOCK, 1, tile)
-        if has_soft:
-            sx_float_subnormals(True)
-            gather(&call.soft, rows.t, rows.count, k0, length, BLOCK, 1, soft)
-            sx_float_subnormals(False)
-        for j in range(rows.count):
-            map_given(call, rows, j, <const real*>(tile + j * BLOCK),
-                      <const real*>(soft + j * BLOCK) if has_soft else <const real*>NULL,
-                      tile + j * BLOCK, k0, length, scale, half, room)
-        scatter(&call.out_map, rows.g, rows.count, k0, length, BLOCK, 1, tile)
-        if sx_tick(control, rows.count * length):
+    if second != NULL:
+        share_sums(call, rows, second)
+        head(call.second, second, first, scale)
+        if map_tiles(call.second, second, scale, half, control, room, unused):
             return SX_STOPPED
-    return finish_map(call, rows, scale, control)
+    return map_tiles(call, rows, scale, half, control, room, unused)
 
 
 include "_other.pxi"
@@ -824,7 +875,8 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
                   const scaling* scale, real* unused) noexcept nogil:
     cdef Rows groups[2]    # the rows of a turn, and of the one before
     cdef Rows* rows = &groups[0]
-    cdef sx_cursor cursor
+    cdef Rows* second = &groups[1] if call.second != NULL else NULL
+    cdef sx_cursor cursor, second_cursor
     cdef sx_scale half
     cdef Place start = Place(0, 0)
     cdef char* room = sx_room()
@@ -832,7 +884,8 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
     cdef int64_t i, together, near, turn = 0, classes = call.n_classes
     cdef bint in_order = (
         call.logits.direct in (SX_IN_PLACE, SX_SIXTEEN)
-        and (call.out_map.rows.data == NULL or call.out_map.direct in (SX_IN_PLACE, SX_SIXTEEN)))
+        and (call.out_map.rows.data == NULL or call.out_map.direct in (SX_IN_PLACE, SX_SIXTEEN))
+        and (call.second == NULL or call.second.out_map.direct in (SX_IN_PLACE, SX_SIXTEEN)))
     cdef bint in_turn
     cdef int stopped = 0
     if call.softcap != 0.0:
@@ -856,29 +909,34 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
         for i in range(GROUP):
             rows.focus[i] = 1.0
             rows.pull[i] = 1.0
-    in_turn = in_order and kept != NULL and call.streams
+    in_turn = in_order and kept != NULL and call.streams and second == NULL
     sx_cursor_start(&cursor, call, lo)
+    if second != NULL:
+        second.kept = NULL
+        sx_cursor_start(&second_cursor, call.second, lo)
     i = lo
     turn = 0
     while i < hi and not stopped:
         rows = &groups[turn]
         sx_float_subnormals(True)
         load_rows(call, &cursor, rows, together if hi - i > together else hi - i)
+        if second != NULL:
+            load_rows(call.second, &second_cursor, second, rows.count)
         sx_float_subnormals(False)
         if call.op == RANK:
             stopped = walk_rank(call, rows, i, control, room, unused)
         elif call.op == NLL:
             stopped = walk_nll(call, rows, i, control, unused)
         elif classes <= SMALL:
-            stopped = walk_small(call, rows, i, scale, &half, control, room, unused)
+            stopped = walk_small(call, rows, second, i, scale, &half, control, room, unused)
             stopped = stopped or sx_tick(control, rows.count * classes)
         elif in_order:
-            stopped = walk_rows(call, rows, &groups[1 - turn] if in_turn else <Rows*>NULL, i, scale,
-                                &half, control, room, unused)
+            stopped = walk_rows(call, rows, &groups[1 - turn] if in_turn else <Rows*>NULL, second, i,
+                                scale, &half, control, room, unused)
             if in_turn:
                 turn = 1 - turn
         else:
-            stopped = walk_tiles(call, rows, i, scale, &half, control, room, unused)
+            stopped = walk_tiles(call, rows, second, i, scale, &half, control, room, unused)
         i += rows.count
     if in_turn:
         stopped = stopped or map_rest(call, rows, &start, scale, &half, control, room, unused)

@@ -35,7 +35,8 @@ enum {
     SX_ANY = 0,
     SX_IN_PLACE = 1,  /* the walk's own type, classes side by side: used as it is */
     SX_STRIDED = 2,   /* the walk's own type */
-    SX_SIXTEEN = 3    /* two bytes wide, classes side by side: converted a stretch at a time */
+    SX_SIXTEEN = 3,   /* two bytes wide, classes side by side: converted a stretch at a time */
+    SX_SINGLE = 4     /* float, of a walk in double */
 };
 
 typedef struct {
@@ -45,7 +46,7 @@ typedef struct {
     int64_t holds_probabilities;
 } sx_matrix;
 
-typedef struct {
+typedef struct sx_call {
     int64_t op;
     int64_t n_rows, n_classes;
     int64_t n_axes;
@@ -70,6 +71,9 @@ typedef struct {
     double hard_weight;
     void *out_rows;
     int64_t out_rows_is_double;
+    /* Another call of the same rows and sums, which has a head and a map of its own: the Hessian's; or
+       NULL. Its output is not the logits' memory. */
+    const struct sx_call *second;
 } sx_call;
 
 /* Where a run over consecutive rows stands. */

@@ -67,6 +67,7 @@ class Call(ctypes.Structure):
         ("no_memory", c_int64),  # set by a walk that found none for itself
         ("hard_weight", c_double),
         ("out_rows", c_int64), ("out_rows_is_double", c_int64),
+        ("second", c_int64),  # not used: such calls are carried out one after the other
     ]
 
 
