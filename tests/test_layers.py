@@ -25,7 +25,8 @@ MODULES = {
 #: The road, from the public functions down: a module may import from its own line and those below.
 #: A module has the line of the longest name here that it begins with.
 ROAD = [
-    {"softxent", "softxent.__main__", "softxent.cli", "softxent.sklearn"},
+    {"softxent", "softxent.__main__", "softxent.cli", "softxent._boosting", "softxent.lightgbm",
+     "softxent.sklearn", "softxent.xgboost"},
     {"softxent._warmup", "softxent._tune"},
     {"softxent._explain", "softxent._info", "softxent._diagnose"},
     {"softxent.losses", "softxent.pieces", "softxent.metrics", "softxent._row_stats"},
@@ -161,7 +162,8 @@ def test_compilers_and_peers_stay_where_they_belong(module):
         tree = ast.parse(MODULES[module].read_text())
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         assert not names & {"njit", "jit", "prange", "vectorize", "guvectorize"}
-    heavy = {"scipy", "sklearn", "torch", "jax", "matplotlib", "threadpoolctl", "numba"}
+    heavy = {"scipy", "sklearn", "torch", "jax", "matplotlib", "threadpoolctl", "numba", "xgboost",
+             "lightgbm"}
     at_import = {
         getattr(node, "module", alias.name)
         for node in ast.parse(MODULES[module].read_text()).body
