@@ -83,7 +83,7 @@ def make_objective(
     TypeError, ValueError, BackendUnavailableError
         An option that does not fit. What comes with a round is looked at there: labels that are no
         whole numbers, or out of range (IndexError), weights, numbers of rows; a model of one margin
-        a row, as XGBClassifier makes of two classes (but for ``XGBClassifier(num_class=2)``).
+        a row, as XGBClassifier makes of two classes (`xgboost.train` takes a `num_class` of 2).
 
     See Also
     --------
