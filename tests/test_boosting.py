@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import softxent as sx
+from softxent import _threads
 from softxent.lightgbm import make_objective as for_lightgbm
 from softxent.lightgbm import multiclass_objective
 from softxent.xgboost import make_objective as for_xgboost
@@ -157,11 +158,22 @@ def test_memory(library, soft):
     assert outputs <= peak <= outputs + 40 * n + 2**20
 
 
+@pytest.fixture
+def two_threads(monkeypatch):
+    """Calls have two threads, on a machine of one CPU too."""
+    monkeypatch.setattr(_threads, "_affinity", lambda: 2)
+    monkeypatch.setattr(_threads, "_quota", lambda: None)
+    with sx.set_num_threads(2):
+        yield
+
+
 @pytest.mark.parametrize("library", READY)
+@pytest.mark.usefixtures("two_threads")
 def test_threads_do_not_show(library):
     z, y = margins(library, 20_000, 20), labels(20_000, 20)
-    one, two = (MAKERS[library](n_threads=n)(z, Data(y)) for n in (1, 2))
-    np.testing.assert_array_equal(one, two)
+    assert sx.explain(z.shape, order="C" if library == "xgboost" else "F").n_threads == 2
+    for one, two in zip(*(MAKERS[library](n_threads=n)(z, Data(y)) for n in (1, 2)), strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba", "cython"])
@@ -495,6 +507,21 @@ def test_xgb_classifier(xgb, xgb_rule, digits):
     np.testing.assert_array_equal(*scores)
 
 
+def test_unlabelled_rows(xgb, lgb, digits):
+    """The label -100 is as good as a weight of 0."""
+    x, y, _ = digits
+    y, w = y.copy(), np.ones(len(y))
+    y[::5], w[::5] = -100, 0
+    data = xgb.DMatrix(x, label=y)
+    weighted = xgb.DMatrix(x, label=np.maximum(y, 0), weight=w)
+    booster, other = (xgb.train(XGB, d, 3, obj=softprob_objective) for d in (data, weighted))
+    np.testing.assert_array_equal(booster.predict(data), other.predict(data))
+    booster, other = (
+        lgb.train({**LGB, "objective": multiclass_objective}, d, 3)
+        for d in (lgb.Dataset(x, y), lgb.Dataset(x, np.maximum(y, 0), weight=w)))
+    np.testing.assert_array_equal(booster.predict(x), other.predict(x))
+
+
 def test_two_classes(xgb, lgb, digits):
     """Two scores a row where `num_class` is 2; estimators make it one, which is refused."""
     pytest.importorskip("sklearn")
@@ -527,13 +554,15 @@ def test_lgbm_classifier(lgb, digits):
 
 
 @pytest.mark.parametrize("library", READY)
+@pytest.mark.usefixtures("two_threads")
 def test_trainings_at_once(library, digits):
     """One objective in threads and in processes, beside the library's own threads and ours."""
-    module = pytest.importorskip(library)
+    pytest.importorskip(library)
     joblib = pytest.importorskip("joblib")
     x, y, _ = digits
-    x, y = np.tile(x, (2, 1)), np.tile(y, 2)  # enough for two threads
-    jobs = [joblib.delayed(fit)(module.__name__, x, y, seed) for seed in range(3)]
+    x, y = np.tile(x, (2, 1)), np.tile(y, 2)
+    assert sx.explain((len(x), 10)).n_threads == 2
+    jobs = [joblib.delayed(fit)(library, x, y, seed) for seed in range(3)]
     wanted = [job[0](*job[1], **job[2]) for job in jobs]
     for backend in ("threading", "loky"):
         found = joblib.Parallel(n_jobs=2, backend=backend, timeout=120)(jobs)
@@ -544,9 +573,10 @@ def fit(library, x, y, seed):
     """Train on two threads; return margins."""
     module = importlib.import_module(library)
     if library == "xgboost":
+        parameters = {**XGB, "nthread": 2, "seed": seed, "subsample": 0.9, "max_depth": 2}
         data = module.DMatrix(x, label=y)
-        return module.train({**XGB, "nthread": 2, "seed": seed, "subsample": 0.9}, data, 4,
-                            obj=softprob_objective).predict(data, output_margin=True)
+        return module.train(parameters, data, 2, obj=softprob_objective).predict(
+            data, output_margin=True)
     parameters = {**LGB, "num_threads": 2, "seed": seed, "bagging_fraction": 0.9, "bagging_freq": 1}
     return module.train({**parameters, "objective": multiclass_objective},
                         module.Dataset(x, y), 4).predict(x)

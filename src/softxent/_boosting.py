@@ -21,6 +21,10 @@ class Objective:
     pickled, cloned and sent to other processes.
     """
 
+    def __init__(self, targets: ArrayLike | None, options: dict[str, Any]) -> None:
+        self.targets = None if targets is None else np.asarray(targets)
+        self.options = options
+
     # LightGBM looks for three parameters, XGBoost for the name of the third, to pass weights.
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> tuple[
             NDArray[np.float32], NDArray[np.float32]]:
@@ -72,10 +76,6 @@ class Objective:
                                 hess_out=hess, **self.options)
         return grad, hess
 
-    def __init__(self, targets: ArrayLike | None, options: dict[str, Any]) -> None:
-        self.targets = None if targets is None else np.asarray(targets)
-        self.options = options
-
     def __deepcopy__(self, memo: dict[int, Any]) -> Objective:
         # LightGBM copies its parameters several times a training, and `targets` may be large.
         return self
@@ -90,18 +90,18 @@ class Objective:
 def make(targets: ArrayLike | None, **options: Any) -> Objective:
     """Return an objective whose options have been looked at, not first when training begins."""
     objective = Objective(targets, options)
-    none: Any = np.zeros(0, np.int64)
+    labels: NDArray[Any] = np.zeros(0, np.int64)  # of no rows: nothing is computed
     n_classes = 2
     if objective.targets is not None:
         if objective.targets.ndim != 2:
             raise ValueError(
                 "targets must be probabilities of shape (rows, classes), got shape "
                 f"{objective.targets.shape}; class numbers are the training data's labels")
-        none = objective.targets[:0]
-        n_classes = none.shape[1]
+        labels = objective.targets[:0]
+        n_classes = labels.shape[1]
     elif options["class_weight"] is not None:
         n_classes = np.size(options["class_weight"])
-    cross_entropy_grad_hess(np.zeros((0, n_classes), np.float32), none, **options)
+    cross_entropy_grad_hess(np.zeros((0, n_classes), np.float32), labels, **options)
     return objective
 
 
@@ -114,7 +114,7 @@ def _labels(y_true: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     if labels.dtype.kind != "f" or labels.shape == shape:
         return labels
     with np.errstate(invalid="ignore"):  # NaN and what is too large: found to differ
-        classes = labels.astype(np.int32)
+        classes = labels.astype(np.int64)  # the kernels' own: no narrower is as fast
         whole = classes.astype(labels.dtype) == labels
     if not whole.all():
         at = int(whole.argmin())

@@ -58,8 +58,8 @@ def make_objective(
     Parameters
     ----------
     hessian : {"xgboost", "xgboost-residual", "diagonal", "lightgbm"}
-        "xgboost" as above, "xgboost-residual" as XGBoost has it since its pull request 12537,
-        "diagonal" without factor and floor: the steps are twice as long.
+        "xgboost" as above, "xgboost-residual" as XGBoost's own has it since its pull request 12537,
+        which is later than 3.2; "diagonal" without factor and floor: steps are up to twice as long.
     targets : array of shape (N, C), optional
         Probabilities, in place of the training data's labels. They are not copied, and are of all
         its rows; where it is divided (`xgboost.cv`), pass them as its labels and leave `num_class`
