@@ -43,7 +43,7 @@ class Objective:
         Returns
         -------
         grad, hess : arrays of shape (N, C), float32
-            New ones, in the margins' memory order: neither library copies them.
+            New ones, in the margins' memory order, which is the one the library reads.
 
         Raises
         ------
