@@ -28,6 +28,7 @@ ROAD = [
     {"softxent", "softxent.__main__", "softxent.cli", "softxent._boosting", "softxent.lightgbm",
      "softxent.sklearn", "softxent.xgboost"},
     {"softxent._warmup", "softxent._tune"},
+    {"softxent.linear"},
     {"softxent._explain", "softxent._info", "softxent._diagnose"},
     {"softxent.losses", "softxent.pieces", "softxent.metrics", "softxent._row_stats"},
     {"softxent._problem", "softxent._run", "softxent._small", "softxent._ready"},

@@ -3,6 +3,8 @@
 NumPy arrays in, loss and gradient out. Importing starts no thread and compiles nothing.
 """
 
+import typing
+
 from softxent._diagnose import diagnose
 from softxent._explain import explain
 from softxent._info import show_versions
@@ -42,8 +44,12 @@ from softxent.pieces import (
     target_log_probs,
 )
 
+if typing.TYPE_CHECKING:
+    from softxent.linear import LinearGrads
+
 __all__ = [
     "BackendUnavailableError",
+    "LinearGrads",
     "Plan",
     "RowStats",
     "Tuning",
@@ -87,7 +93,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> str:
+def __getattr__(name: str) -> typing.Any:
+    if name == "LinearGrads":
+        from softxent.linear import LinearGrads  # with the module that returns it
+
+        return LinearGrads
     if name == "__version__":
         from importlib import metadata  # 20 ms that an import need not cost
 
