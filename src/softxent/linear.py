@@ -235,11 +235,27 @@ def linear_cross_entropy_with_grad(
         divisor=divisor, backend=backend, n_threads=n_threads))
 
 
+def _weight_gradient(
+    x: ArrayLike, weight: ArrayLike, targets: ArrayLike, *, bias: ArrayLike | None,
+    sample_weight: ArrayLike | None, divisor: float, label_smoothing: float, n_threads: int | None,
+) -> tuple[float, NDArray[np.floating], NDArray[np.floating] | None]:
+    """Return the mean loss and the gradients of weight and bias: for whoever trains these alone.
+
+    All rows count. A third of the products of `linear_cross_entropy_with_grad` is left out.
+    """
+    loss, grads = _evaluate(x, weight, targets, bias, sample_weight, 1.0, dict(
+        class_weight=None, ignore_index=None, label_smoothing=label_smoothing, temperature=1.0,
+        softcap=None, z_loss=0.0, reduction="mean", divisor=divisor, backend=None,
+        n_threads=n_threads), of_x=False)
+    return loss, grads.weight, grads.bias
+
+
 def _evaluate(
     x: ArrayLike, weight: ArrayLike, targets: ArrayLike, bias: ArrayLike | None,
     sample_weight: ArrayLike | None, upstream: ArrayLike | None, options: dict[str, Any],
+    *, of_x: bool = True,
 ) -> tuple[Any, Any]:
-    """Return the loss, and the gradients unless `upstream` is None.
+    """Return the loss, and the gradients unless `upstream` is None; without x's if not `of_x`.
 
     `options`: what `cross_entropy` is given as it is.
     """
@@ -256,7 +272,7 @@ def _evaluate(
     buffer = np.empty((min(most, n_counting), n_classes), work)
     losses, total = np.zeros(y.shape, work), 0.0
     if upstream is not None:
-        grad_x = np.zeros((y.size, n_features), x.dtype)
+        grad_x = np.zeros((y.size, n_features) if of_x else 0, x.dtype)
         grad_weight, grad_bias = np.zeros(weight.shape, work), np.zeros(n_classes)
         part = np.empty((min(step, n_classes), n_features), work)
         ones = np.ones(len(buffer), work)
@@ -281,8 +297,9 @@ def _evaluate(
                 total += float(loss)
             if upstream is None:
                 continue
-            grad_x[rows] = functools.reduce(operator.iadd, (
-                logits[:, block] @ np.asarray(weight[block], work) for block in blocks))
+            if of_x:
+                grad_x[rows] = functools.reduce(operator.iadd, (
+                    logits[:, block] @ np.asarray(weight[block], work) for block in blocks))
             for block in blocks:
                 # The first chunk's is written, others' are added: NumPy's products add nothing.
                 into = part[: block.stop - block.start] if i else grad_weight[block]
@@ -295,7 +312,8 @@ def _evaluate(
         if upstream is None:
             return loss, None
         return loss, LinearGrads(
-            grad_x.reshape(x.shape), grad_weight.astype(weight.dtype, copy=False),
+            grad_x.reshape(x.shape) if of_x else grad_x,
+            grad_weight.astype(weight.dtype, copy=False),
             None if b is None else grad_bias.astype(b.dtype))
 
 

@@ -9,13 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from softxent.sklearn._display import LossCurveDisplay
     from softxent.sklearn._loss import HalfMultinomialLoss
     from softxent.sklearn._patch import patch, unpatch
+    from softxent.sklearn._regression import SoftmaxRegression
 
-__all__ = ["HalfMultinomialLoss", "patch", "unpatch"]
+__all__ = ["HalfMultinomialLoss", "LossCurveDisplay", "SoftmaxRegression", "patch", "unpatch"]
 
 _MODULES = {
     "HalfMultinomialLoss": "_loss",
+    "LossCurveDisplay": "_display",
+    "SoftmaxRegression": "_regression",
     "patch": "_patch",
     "unpatch": "_patch",
 }
