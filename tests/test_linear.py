@@ -379,6 +379,8 @@ def test_bad_input(function, name, monkeypatch):
 def test_bad_upstream(upstream, reduction):
     with pytest.raises(ValueError, match="upstream must be a scalar"):
         linear_cross_entropy_with_grad(X, W, Y, reduction=reduction, upstream=upstream)
+    with pytest.raises(TypeError, match="upstream must be real numbers"):
+        linear_cross_entropy_with_grad(X, W, Y, reduction=reduction, upstream=None)
 
 
 # ---- memory --------------------------------------------------------------------------------------

