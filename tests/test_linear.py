@@ -402,7 +402,7 @@ def rise(function, *arguments):
     (4000, 8, 20_000, "f4"),                 # logits of 320 MB
     (4000, 8, 20_000, "f8"),
     (4000, 8, 20_000, "f2"),
-    (120, 40_000, 300, "f4"),                # one class block is not all: weight of 48 MB
+    (120, 40_000, 600, "f4"),                # weight of 96 MB, added to in blocks
     (400_000, 30, 4, "f4"),                  # many rows of few classes
     (40, 2, 700_000, "f4"),
 ])
@@ -422,7 +422,7 @@ def test_memory(n, d, c, dtype):
 
 def test_memory_of_strided_input_of_more_dimensions():
     """No copy of all of it."""
-    x = np.ones((30, 1000, 2000), np.float32).transpose(1, 2, 0)[:, ::2]    # 120 MB
+    x = np.ones((30, 1000, 2000), np.float32).transpose(1, 2, 0)[:, :1000]    # 120 MB
     peak, _ = rise(linear_cross_entropy, x, np.zeros((4, 30), np.float32),
                    np.zeros(x.shape[:-1], np.int8))
     assert peak <= 64e6

@@ -145,6 +145,8 @@ def test_mistakes_that_are_sure_are_still_learned_from():
     np.testing.assert_allclose(log_p[0, 0], -46.0, rtol=1e-6)
     np.testing.assert_allclose(log_p[0, 1], -np.exp(-46.0), rtol=1e-6)
     assert model.predict_proba(X)[0, 0] == pytest.approx(np.exp(-46.0), rel=1e-5)
+    model.coef_[:] = 1e4
+    assert model.predict_proba(X).tolist() == [[0, 1], [1, 0], [0, 1]]
 
 
 # ---- what goes in --------------------------------------------------------------------------------
