@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import pickle
 import tracemalloc
@@ -27,6 +28,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from softxent.sklearn import LossCurveDisplay, SoftmaxRegression
 from softxent.sklearn import _regression as regression
+from test_layers import described, sections
 
 
 # Iris as it comes takes more than 100 iterations, LogisticRegression's too.
@@ -472,3 +474,21 @@ def test_display_refuses():
         LossCurveDisplay.from_estimator(LogisticRegression().fit(*iris()))
     with pytest.raises(ValueError, match="one dimension"):
         LossCurveDisplay([[1.0]])
+
+
+# ---- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [SoftmaxRegression, LossCurveDisplay])
+def test_is_documented(value):
+    """Every parameter of the class and its public methods, in order."""
+    assert described(sections(value)["Parameters"]) == list(inspect.signature(value).parameters)
+    assert ">>> " in sections(value)["Examples"]
+    for name, method in vars(value).items():
+        method = getattr(method, "__func__", method)
+        if not name.startswith("_") and inspect.isfunction(method):
+            found = sections(method)
+            assert "Returns" in found, name
+            parameters = inspect.signature(method).parameters.values()
+            assert described(found["Parameters"].replace("**", "")) == [
+                parameter.name for parameter in parameters][1:], name
