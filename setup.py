@@ -55,6 +55,8 @@ extensions = [
               ["src/softxent/_pool.h", "src/softxent/_memory.h", "src/softxent/_control.h"]),
     extension("_ready", ["src/softxent/_ready.pyx"], [],
               ["src/softxent/_ready.h", "src/softxent/_control.h", *headers]),
+    extension("kernels", ["src/softxent/kernels.pyx"], [],
+              ["src/softxent/kernels.pxd", "src/softxent/_control.h", *headers]),
     extension("backends.cython._bind", [WALK + "_bind.pyx"], [],
               headers),
     *(extension(f"backends.cython._walk_{level}", [f"{WALK}_walk_{level}.pyx"], flags, walk_parts)
@@ -77,9 +79,9 @@ class SourceDistribution(sdist):
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
         """Add what setuptools does not find by itself."""
-        found = {path for pattern in ("src/**/*.pyx", "src/**/*.pxi", "src/**/*.h",
-                                      "src/softxent/_pool.c", "tests/*", "benchmarks/**",
-                                      "docs/**", "*.md")
+        found = {path for pattern in ("src/**/*.pyx", "src/**/*.pxd", "src/**/*.pxi",
+                                      "src/**/*.h", "src/softxent/_pool.c", "tests/*",
+                                      "benchmarks/**", "docs/**", "*.md")
                  for path in glob.glob(pattern, recursive=True)
                  if os.path.isfile(path) and "__pycache__" not in path}
         super().make_release_tree(base_dir, sorted(found.union(files)))
