@@ -26,7 +26,7 @@ MODULES = {
 #: A module has the line of the longest name here that it begins with.
 ROAD = [
     {"softxent", "softxent.__main__", "softxent.cli", "softxent._boosting", "softxent.lightgbm",
-     "softxent.sklearn", "softxent.xgboost"},
+     "softxent.numba", "softxent.sklearn", "softxent.xgboost"},
     {"softxent._warmup", "softxent._tune"},
     {"softxent.linear"},
     {"softxent._explain", "softxent._info", "softxent._diagnose"},
@@ -125,13 +125,16 @@ def test_a_loss_knows_no_backend(module):
 
 
 def test_only_plan_and_run_touch_backends():
-    """Who imports what gives out backends' objects, or a backend itself."""
+    """Who imports what gives out backends' objects, or a backend itself.
+
+    `softxent.numba` is for callers that are compiled: they have kernels of their own to call.
+    """
     users = {
         module for module in MODULES if not module.startswith("softxent.backends")
         for name, _ in own_imports(module)
         if name.startswith("softxent.backends") and name != "softxent.backends._contract"
     }
-    assert users == {"softxent._plan", "softxent._run"}
+    assert users == {"softxent._plan", "softxent._run", "softxent.numba"}
     binding = {module for module, path in MODULES.items()
                for node in ast.walk(ast.parse(path.read_text()))
                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
@@ -142,7 +145,7 @@ def test_only_plan_and_run_touch_backends():
 #: Compiled by Numba, or what compiles them; imported when something is to be compiled.
 WALK = {f"softxent.backends.numba.{name}" for name in (
     "_jit", "_elementary", "_load", "_rows", "_reduce", "_head", "_map", "_points", "_distillation",
-    "_walk")}
+    "_walk", "_embed")} | {"softxent.numba"}
 
 
 #: Adapters, imported only when asked for: what each may import, and is not there without.
@@ -155,11 +158,12 @@ def peers(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_compilers_and_peers_stay_where_they_belong(module):
-    """Numba in its backend only; nothing that is not NumPy or Python's at import time."""
+    """Numba in its places only; nothing that is not NumPy or Python's at import time."""
+    for_numba = module.startswith(("softxent.backends.numba", "softxent.numba"))
     for name, _ in imports(module):
         if name.split(".")[0] == "numba":
-            assert module.startswith("softxent.backends.numba")
-    if not module.startswith("softxent.backends.numba"):
+            assert for_numba
+    if not for_numba:
         tree = ast.parse(MODULES[module].read_text())
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         assert not names & {"njit", "jit", "prange", "vectorize", "guvectorize"}

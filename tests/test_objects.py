@@ -21,8 +21,8 @@ ROOT = Path(softxent.__file__).parent
 OBJECTS = {path.name.split(".")[0]: path for path in sorted(ROOT.rglob("*.so"))}
 #: Object: the newest level of its instructions. The whole package needs no more than the baseline
 #: until it has asked the processor.
-LEVELS = {"_native": "baseline", "_ready": "baseline", "_bind": "baseline", "_walk_v2": "v2",
-          "_walk_v3": "v3", "_walk_v4": "v4"}
+LEVELS = {"_native": "baseline", "_ready": "baseline", "kernels": "baseline", "_bind": "baseline",
+          "_walk_v2": "v2", "_walk_v3": "v3", "_walk_v4": "v4"}
 ORDER = ["baseline", "v2", "v3", "v4"]
 
 pytestmark = [

@@ -1,17 +1,18 @@
 """Softmax cross-entropy to call from your own ``@njit`` code, a row or many rows at a time.
 
-Every function has the bits of the public function of its name with default options, in float32 and
-float64. It runs in the calling thread, without the interpreter's lock if its caller has let that go
-(``nogil=True``, ``prange``), and allocates nothing: parallelise over rows, each thread with its own.
+Every function has the bits of the public function of its name with default options, in float32
+and float64. It runs in the calling thread, without the interpreter's lock where its caller has none
+(``nogil=True``, ``prange``), and allocates nothing: parallelise over rows, each thread its own.
 
-Arrays may have any strides, but `loss_out` and the like of one number a row, which are contiguous.
-An output may be the logits themselves, and is then written in place; else it must share no memory
-with another argument: that is not checked. Ctrl-C waits until a call returns.
+Arrays may have any strides, but those that receive one number a row are contiguous. An output may
+be the logits themselves, and is then written in place; else it must share no memory with another
+argument, which is not checked. Ctrl-C waits until a call returns. In a ``prange`` Numba makes a
+`SystemError` of what is raised; the error itself is its ``__cause__``.
 
-What is compiled into your function is a call and its checks, not the arithmetic: a second or two for
-each function and dtype, which ``@njit(cache=True)`` of your function keeps. The kernels are the
-Cython backend's, or the Numba backend's where that is not built, found when this module is imported,
-for the processor that it then runs on.
+What is compiled into your function is a call and its checks, not the arithmetic: a second or so for
+each function and dtype, which ``@njit(cache=True)`` saves the next process. The kernels are the
+Cython backend's, or the Numba backend's where that is not built, found when this module is
+imported: for the processor that it then runs on, not the one that your cache was filled on.
 
 >>> import numpy as np
 >>> from numba import njit, prange
@@ -27,7 +28,7 @@ for the processor that it then runs on.
 >>> grad = np.empty((2, 3))
 >>> print(round(train_step(x, weight, np.array([0, 2]), grad), 12))
 1.098612288668
->>> grad.sum()
+>>> print(grad.sum())
 0.0
 """
 
@@ -326,7 +327,8 @@ def logsumexp(logits, out):
     _check_logits(logits)
     _check_values(logits, out)
     _rows(_LOGSUMEXP, logits.itemsize, logits.shape[0], logits.shape[1], logits.ctypes.data,
-          logits.strides[0], logits.strides[1], 0, 0, 0, 1.0, out.ctypes.data, out.itemsize, 0, 0, 0)
+          logits.strides[0], logits.strides[1], 0, 0, 0, 1.0, out.ctypes.data, out.itemsize, 0, 0,
+          0)
 
 
 @njit
