@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from softxent.linear import linear_cross_entropy, linear_cross_entropy_with_grad
 
 VOCABULARY = 10_000  # the most frequent words; all others are one
