@@ -583,6 +583,30 @@ cdef void reduce_columns(Rows* rows, int64_t classes, const real* x, real* e,
         rows.e_top[j] = e_tops[j]
 
 
+cdef void reduce_row(Rows* rows, int64_t j, const real* x, int64_t classes, real* e,
+                     const scaling* scale) noexcept nogil:
+    # The same for one row, its classes side by side: every sum is of the same terms in the same order.
+    # e, apart from x, has room for SMALL.
+    cdef double limit = limit_of(<real*>NULL, scale), rest = 0.0, carry = 0.0
+    cdef real top = block_top(x, classes), k, low, e_top, e_y
+    cdef int64_t i, y = rows.y[j], place = first_place(x, classes, top)
+    rows.top[j] = top
+    rows.k_top[j] = place
+    rows.n[j] = power_near(top if -limit <= top <= limit else 0.0, scale)
+    rows.z_y[j] = x[y if y > 0 else 0]
+    power_of(rows.n[j], &k, &low, scale)
+    exp_part(x, classes, k, low, scale, e)
+    e_y = take(e, y)
+    e_top = take(e, place)
+    for i in range(classes):
+        add(<real*>NULL, &rest, &carry, e[i])
+    put_back(e, place, e_top)
+    put_back(e, y, e_y)
+    rows.rest[j] = rest
+    rows.carry[j] = carry
+    rows.e_top[j] = e_top    # +0 where it is the target
+
+
 cdef void reduce_moments(Rows* rows, Moments* moments, int64_t classes, const real* x,
                          const real* u, const real* v, bint by_row) noexcept nogil:
     # By row: u, laid out like x; else v, of each class; NULL: 1.

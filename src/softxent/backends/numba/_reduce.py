@@ -655,6 +655,48 @@ def reduce_columns(rows, classes, x, e, scale):
 
 
 @part
+def reduce_row(rows, j, x, classes, e, scale):
+    # The same for one row, its classes side by side: every sum is of the same terms in the same
+    # order. e, apart from x, has room for SMALL.
+    stay_apart()
+    zero = as_type(x[0], 0.0)
+    limit = limit_of(zero, scale)
+    rest = stack(1, 0.0)
+    carry = stack(1, 0.0)
+    y = rows.y[j]
+    real_top = block_top(x, classes)
+    place = first_place(x, classes, real_top)
+    top = np.float64(real_top)
+    rows.top[j] = top
+    rows.k_top[j] = place
+    rows.n[j] = power_near(top if (top >= -limit) & (top <= limit) else 0.0, scale)
+    rows.z_y[j] = x[y if y > 0 else 0]
+    k, low = power_of(rows.n[j], zero, scale)
+    for i in range(classes):
+        e[i] = exp_of(x[i], k, low, scale)
+    e_top = e[place]
+    e_y = zero
+    e[place] = zero
+    if y >= 0:
+        e_y = e[y]
+        e[y] = zero
+    rest[0] = 0.0
+    carry[0] = 0.0
+    for i in range(classes):
+        add(zero, rest, carry, 0, np.float64(e[i]))
+    if y == place:
+        e_y = e_top
+        e_top = zero
+    else:
+        e[place] = e_top
+    if y >= 0:
+        e[y] = e_y
+    rows.rest[j] = rest[0]
+    rows.carry[j] = carry[0]
+    rows.e_top[j] = e_top
+
+
+@part
 def reduce_moments(rows, moments, classes, x, u, by_row, v, has_v):
     # By row: u, laid out like x; else v, of each class; without v: 1.
     stay_apart()

@@ -68,6 +68,7 @@ SKIPPED = 2  # ignored, or of weight 0: +0.0, logits never used
 POISONED = 3  # a target changed under us: NaN, nothing read through it
 
 SMALL = 64  # up to here a row's e are summed one by one, and kept between the passes
+FEW = 8  # rows of as few classes go one by one up to here, or half of it
 LANES = 64
 STRIPE = 256  # four lanes' worth: what is summed in the logits' precision
 BLOCK = 1024
@@ -126,6 +127,17 @@ def is_plain(call):
 def is_squared(call):
     # Whether the map is e (a + q e + d t).
     return call.op == SQUARED_ERROR or call.op == HESSIAN
+
+
+@inlined
+def are_few(call, count):
+    # Whether rows of up to 64 classes are fewer than a tile is worth, used where they are, and of a
+    # loss or piece that needs no further sums.
+    return (count <= (FEW if call.n_classes > FEW else FEW // 2) and call.n_classes <= SMALL
+            and is_plain(call) and call.softcap == 0.0
+            and not is_squared(call) and call.op != ENTROPY
+            and call.logits.direct == IN_PLACE
+            and (call.out_map.rows.data == 0 or call.out_map.direct == IN_PLACE))
 
 
 @inlined
@@ -292,8 +304,8 @@ def load_rows(call, cursor, rows, count):
         rows.weight[j] = 1.0
         rows.w[j] = 1.0
         rows.moved[j] = 0.0
-    if call.n_classes > SMALL:
-        # Of fewer classes, reduce_columns sets them all.
+    if call.n_classes > SMALL or are_few(call, count):
+        # Else reduce_columns sets them all.
         for j in range(GROUP):
             rows.n[j] = 0.0
             rows.top[j] = -INF

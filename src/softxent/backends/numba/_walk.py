@@ -19,6 +19,7 @@ from softxent.backends.numba._jit import (
     beyond_plain,
     fabs,
     float_state,
+    fma,
     free,
     malloc,
     moved,
@@ -52,6 +53,7 @@ from softxent.backends.numba._load import (
     store_real,
 )
 from softxent.backends.numba._map import (
+    is_narrow,
     kind_of,
     map_apart,
     map_columns,
@@ -61,12 +63,14 @@ from softxent.backends.numba._map import (
     map_slow,
     map_square,
     raise_to_floor,
+    widely,
 )
 from softxent.backends.numba._points import walk_points
 from softxent.backends.numba._reduce import (
     reduce_block,
     reduce_columns,
     reduce_mix_columns,
+    reduce_row,
     reduce_soft_columns,
     reduce_square_columns,
 )
@@ -94,10 +98,12 @@ from softxent.backends.numba._rows import (
     SKIPPED,
     SLOW,
     SMALL,
+    SOFTMAX,
     SOFTMAX_VJP,
     SQUARED_ERROR,
     TILE_BYTES,
     are_fast,
+    are_few,
     block_at,
     block_length,
     blocks_of,
@@ -231,6 +237,45 @@ def walk_small(call, rows, first, zero, scale, control, room):
             map_apart(call, rows, j, g, GROUP * size, kind)
     scatter(call.out_map, rows.g, rows.count, 0, classes, 1, GROUP, e)
     return False
+
+
+@part
+def map_few(call, rows, j, e, scale):
+    # map_columns, of one row.
+    stay_apart()
+    zero = as_type(e[0], 0.0)
+    classes = call.n_classes
+    out = pointer_at(rows.g[j], zero)
+    a = as_type(zero, rows.a[j])
+    if call.op == LOG_SOFTMAX:
+        map_log(rows, j, pointer_at(rows.z[j], zero), out, classes, scale)
+    elif classes == 1 and call.op == SOFTMAX:
+        out[0] = as_type(zero, rows.w[j]) if rows.a[j] == rows.a[j] else as_type(zero, NAN)
+    elif is_narrow(rows.a[j]):
+        for i in range(classes):
+            out[i] = fma(e[i], a, zero)
+    else:
+        for i in range(classes):
+            out[i] = widely(e[i], rows.a[j], 1.0)
+
+
+@part
+def walk_few(call, rows, first, zero, scale, control, room):
+    # C <= 64, one row at a time: a tile costs the same for one as for 32.
+    stay_apart()
+    e = room_at(room, ROOM_LOGITS, zero)
+    for j in range(rows.count):
+        if rows.lane[j] == FAST:
+            reduce_row(rows, j, pointer_at(rows.z[j], zero), call.n_classes, moved(e, j * SMALL),
+                       scale)
+    if finish_reduce(call, rows, first, zero, scale, control):
+        return True
+    if call.out_map.rows.data == 0:
+        return False
+    for j in range(rows.count):
+        if rows.lane[j] == FAST:
+            map_few(call, rows, j, moved(e, j * SMALL), scale)
+    return finish_map(call, rows, scale, control)
 
 
 @part
@@ -521,7 +566,10 @@ def walk(call, lo, hi, zero, scale, control, cursor, rows, room):
             stopped = walk_nll(call, rows, i, zero, control)
         else:
             subnormals(False)
-            if classes <= SMALL:
+            if are_few(call, rows.count):
+                stopped = (walk_few(call, rows, i, zero, scale, control, room)
+                           or tick(control, rows.count * classes))
+            elif classes <= SMALL:
                 stopped = (walk_small(call, rows, i, zero, scale, control, room)
                            or tick(control, rows.count * classes))
             elif in_order:
