@@ -1,4 +1,14 @@
-# softxent's kernels for a user's own Cython code: `from softxent cimport kernels`.
+# softxent's kernels for a user's own Cython code; softxent is there where it is compiled and run:
+#
+#     from softxent cimport kernels
+#
+#     def mean_gradient(const float[:, ::1] logits, const int64_t[::1] targets, float[:, ::1] grad):
+#         cdef int64_t n = logits.shape[0], status
+#         with nogil:
+#             status = kernels.cross_entropy_f32(&logits[0, 0], &targets[0], n, logits.shape[1],
+#                                                1.0 / n, NULL, &grad[0, 0])
+#         if status:
+#             raise IndexError(f"targets[{-1 - status}] is no class")
 #
 # Each has the bits of the public function of its name with default options, needs no Python object
 # and not the interpreter's lock, and runs in the calling thread alone: call it from as many threads

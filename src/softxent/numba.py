@@ -12,7 +12,8 @@ argument, which is not checked. Ctrl-C waits until a call returns. In a ``prange
 What is compiled into your function is a call and its checks, not the arithmetic: a second or so for
 each function and dtype, which ``@njit(cache=True)`` saves the next process. The kernels are the
 Cython backend's, or the Numba backend's where that is not built, found when this module is
-imported: for the processor that it then runs on, not the one that your cache was filled on.
+imported: for the processor that it then runs on, not the one that your cache was filled on. A call
+costs some 0.4 microseconds beside its arithmetic (AMD EPYC): of few classes, give it many rows.
 
 >>> import numpy as np
 >>> from numba import njit, prange
