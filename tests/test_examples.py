@@ -28,8 +28,9 @@ def test_example_runs(path, tmp_path):
     """Somewhere else, with a backend of matplotlib that has no window."""
     for package in packages(path):
         pytest.importorskip(package)
+    arguments = [str(path)] + ["--quick"] * ('"--quick"' in path.read_text(encoding="utf-8"))
     # Where this process imports from: installed, or a source tree on the path.
-    code = (f"import runpy, sys; sys.path[:0] = {sys.path!r}; sys.argv = [{str(path)!r}]; "
+    code = (f"import runpy, sys; sys.path[:0] = {sys.path!r}; sys.argv = {arguments!r}; "
             f"runpy.run_path({str(path)!r}, run_name='__main__')")
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False,
