@@ -261,15 +261,6 @@ losses = user.step(z, y, grad)
 theirs = sx.cross_entropy_with_grad(z, y, reduction="none", backend={backend!r})
 assert losses.tobytes() == theirs[0].tobytes()
 assert grad.tobytes() == theirs[1].tobytes()
-y[250] = 70
-try:
-    user.step(z, y, grad)
-except SystemError as error:    # Numba's, for what is raised in a prange
-    assert isinstance(error.__cause__, IndexError), error.__cause__
-except IndexError:
-    pass
-else:
-    raise AssertionError
 print(sum(user.step.stats.cache_hits.values()))
 """
 

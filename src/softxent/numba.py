@@ -6,8 +6,9 @@ and float64. It runs in the calling thread, without the interpreter's lock where
 
 Arrays may have any strides, but those that receive one number a row are contiguous. An output may
 be the logits themselves, and is then written in place; else it must share no memory with another
-argument, which is not checked. Ctrl-C waits until a call returns. In a ``prange`` Numba makes a
-`SystemError` of what is raised; the error itself is its ``__cause__``.
+argument, which is not checked. Ctrl-C waits until a call returns. Numba loses what is raised in a
+``prange`` but on the thread that began it (there it is a `SystemError`, with the error as its
+``__cause__``): look at targets before such a loop.
 
 What is compiled into your function is a call and its checks, not the arithmetic: a second or so for
 each function and dtype, which ``@njit(cache=True)`` saves the next process. The kernels are the
