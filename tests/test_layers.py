@@ -149,7 +149,7 @@ WALK = {f"softxent.backends.numba.{name}" for name in (
 
 
 #: Adapters, imported only when asked for: what each may import, and is not there without.
-PEERS = {"softxent.sklearn": {"sklearn", "scipy"}}
+PEERS = {"softxent.sklearn": {"sklearn", "scipy", "threadpoolctl"}}
 
 
 def peers(module):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import io
 import pickle
+import threading
 import tracemalloc
 import warnings
 from contextlib import redirect_stdout
@@ -13,7 +14,10 @@ from contextlib import redirect_stdout
 import numpy as np
 import pytest
 
+import softxent as sx
+
 pytest.importorskip("sklearn", "1.6")
+threadpoolctl = pytest.importorskip("threadpoolctl")
 sparse = pytest.importorskip("scipy.sparse")
 
 from sklearn.base import clone
@@ -51,6 +55,30 @@ def iris(dtype=np.float64, n_classes=3):
 def way(request, monkeypatch):
     """Logits as one array, and dense rows in chunks."""
     monkeypatch.setattr(regression, "_WHOLE", 0 if request.param == "chunks" else 1 << 60)
+
+
+# ---- threads -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_threads_change_no_digit_and_do_not_stay(n_classes, monkeypatch):
+    """Nor does a BLAS keep its limit; the backend of this context is that of each thread."""
+    monkeypatch.setattr(regression, "_WHOLE", 0)
+    monkeypatch.setattr(regression, "effective_n_jobs", lambda n: n)
+    X, y = iris(n_classes=n_classes)
+    started = threading.active_count()
+    blas = [library["num_threads"] for library in threadpoolctl.threadpool_info()
+            if library["user_api"] == "blas"]
+    fitted = {}
+    for backend in (None, "numpy"):
+        with sx.set_backend(backend):
+            for n_jobs in (1, 2, 3):
+                model = SoftmaxRegression(n_jobs=n_jobs).fit(X, y)
+                fitted.setdefault(backend, set()).add(model.coef_.tobytes())
+    assert [len(each) for each in fitted.values()] == [1, 1]
+    assert threading.active_count() == started
+    assert blas == [library["num_threads"] for library in threadpoolctl.threadpool_info()
+                    if library["user_api"] == "blas"]
 
 
 # ---- the same model as LogisticRegression --------------------------------------------------------

@@ -27,10 +27,10 @@ _MOST = 48_000_000
 _BLOCK = 4_000_000
 #: A chunk has so many rows where `_MOST` allows it: each chunk reads the weight and adds to its
 #: gradient once, which must be little beside the products. And at least so many bytes: what a
-#: chunk's dozen NumPy calls cost must be, too. (Zen 4, one thread, D = 512, C = 32,000: 128 rows
-#: take 1.05 to 1.1 times what 512 do, November 2026.)
+#: chunk's dozen NumPy calls cost must be, too. (Zen 4, November 2026: of D = 512, C = 32,000, 128
+#: rows take 1.05 to 1.1 times what 512 do; of D = 50, C = 10, 2 MB 1.2 times what 8 do.)
 _ROWS = 512
-_LEAST = 2_000_000
+_LEAST = 8_000_000
 
 
 class LinearGrads(NamedTuple):

@@ -89,6 +89,8 @@ def with_torch(z: Logits, y: Targets, n_threads: int, fresh: bool) -> Case:
 def with_torch_compile(z: Logits, y: Targets, n_threads: int, fresh: bool) -> Case:
     """Do the same through `torch.compile`; needs a C++ compiler."""
     torch, logits, targets = _tensors(z, y, n_threads)
+    # One shape at a time: past a few it would give up, and run as PyTorch does.
+    torch.compiler.reset()
     compiled = torch.compile(torch.nn.functional.cross_entropy, dynamic=False)
 
     def run() -> object:
