@@ -223,7 +223,7 @@ cdef void map_given(const sx_call* call, Rows* rows, int64_t j, const real* x, c
     if call.op == LOG_SOFTMAX:
         map_log(rows, j, x, out, length, scale)
     elif is_squared(call):
-        map_square(rows, j, x, t, out, length, scale)
+        map_square(call, rows, j, x, t, out, k0, length, scale)
         raise_to_floor(call, out, length)
     elif t != NULL or call.smoothing > 0.0:
         map_mixed(call, rows, j, x, t, slope, out, k0, length, scale, room)

@@ -11,8 +11,7 @@ cdef inline double least_shift(real* unused) noexcept nogil:
 
 cdef inline bint keeps(const sx_call* call) noexcept nogil:
     # Whether the map is made of e as it is.
-    return (call.out_map.rows.data != NULL and call.softcap == 0.0 and call.op != LOG_SOFTMAX
-            and not is_squared(call))
+    return call.out_map.rows.data != NULL and call.softcap == 0.0 and call.op != LOG_SOFTMAX
 
 
 cdef inline void keep_rows(Rows* rows, char* kept, int64_t turn, int64_t together,

@@ -72,8 +72,14 @@ cdef inline void map_log(Rows* rows, int64_t j, const real* x, real* out, int64_
             out[i] = <real>((<double>x[i] - high) * inverse - low)
 
 
+cdef inline bint is_wide_square(Rows* rows, int64_t j) noexcept nogil:
+    return not (is_narrow(rows.a[j]) and is_narrow(rows.q[j]) and is_narrow(rows.d[j]))
+
+
 cdef inline bint is_wide(const sx_call* call, Rows* rows, int64_t j) noexcept nogil:
     # Whether a factor of the row's map needs float64.
+    if is_squared(call):
+        return is_wide_square(rows, j)
     return not (is_narrow(rows.a[j])
                 and (call.soft.rows.data == NULL or is_narrow(rows.b[j]))
                 and (call.smoothing == 0.0 or is_narrow(rows.c[j])))
@@ -124,10 +130,6 @@ cdef void map_mixed(const sx_call* call, Rows* rows, int64_t j, const real* x, c
             out[i] *= slope[i]
 
 
-cdef inline bint is_wide_square(Rows* rows, int64_t j) noexcept nogil:
-    return not (is_narrow(rows.a[j]) and is_narrow(rows.q[j]) and is_narrow(rows.d[j]))
-
-
 cdef inline double square_of(Rows* rows, int64_t j, double e, double t) noexcept nogil:
     # In map_square's order, for float64 has these bits on either way. 0 takes a factor that
     # overflowed with it.
@@ -137,10 +139,19 @@ cdef inline double square_of(Rows* rows, int64_t j, double e, double t) noexcept
     return times(e, sum)
 
 
-cdef void map_square(Rows* rows, int64_t j, const real* x, const real* t, real* out, int64_t length,
-                     const scaling* scale) noexcept nogil:
+cdef inline real times_square(real e, real q, real a) noexcept nogil:
+    return fma_of(e, fma_of(e, q, a), <real>0.0)
+
+
+cdef inline real times_square_and(real e, real q, real a, real t, real d) noexcept nogil:
+    return fma_of(e, fma_of(t, d, fma_of(e, q, a)), <real>0.0)
+
+
+cdef void map_square(const sx_call* call, Rows* rows, int64_t j, const real* x, const real* t,
+                     real* out, int64_t k0, int64_t length, const scaling* scale) noexcept nogil:
     # The squared error's gradient: e (a + q e + d t); t NULL: no d.
-    cdef real k, low, e, a = <real>rows.a[j], q = <real>rows.q[j], d = <real>rows.d[j]
+    cdef real k, low, shift, a = <real>rows.a[j], q = <real>rows.q[j], d = <real>rows.d[j]
+    cdef const real* e
     cdef int64_t i
     power_of(rows.n[j], &k, &low, scale)
     if is_wide_square(rows, j):
@@ -150,23 +161,28 @@ cdef void map_square(Rows* rows, int64_t j, const real* x, const real* t, real* 
         else:
             for i in range(length):
                 out[i] = <real>square_of(rows, j, exp_of(x[i], k, low, scale), t[i])
+    elif has_kept(call, rows, j, k0, length, <real*>NULL):
+        e = kept_block(rows, j, k0, length, <real*>NULL)
+        shift = <real>sx_pow2(kept_steps(rows, j, k0))
+        if t == NULL:
+            for i in range(length):
+                out[i] = times_square(e[i] * shift, q, a)
+        else:
+            for i in range(length):
+                out[i] = times_square_and(e[i] * shift, q, a, t[i], d)
     elif t == NULL:
         if x == out:
             for i in range(length):
-                e = exp_of(out[i], k, low, scale)
-                out[i] = fma_of(e, fma_of(e, q, a), <real>0.0)
+                out[i] = times_square(exp_of(out[i], k, low, scale), q, a)
         else:
             for i in range(length):
-                e = exp_of(x[i], k, low, scale)
-                out[i] = fma_of(e, fma_of(e, q, a), <real>0.0)
+                out[i] = times_square(exp_of(x[i], k, low, scale), q, a)
     elif x == out:
         for i in range(length):
-            e = exp_of(out[i], k, low, scale)
-            out[i] = fma_of(e, fma_of(t[i], d, fma_of(e, q, a)), <real>0.0)
+            out[i] = times_square_and(exp_of(out[i], k, low, scale), q, a, t[i], d)
     else:
         for i in range(length):
-            e = exp_of(x[i], k, low, scale)
-            out[i] = fma_of(e, fma_of(t[i], d, fma_of(e, q, a)), <real>0.0)
+            out[i] = times_square_and(exp_of(x[i], k, low, scale), q, a, t[i], d)
 
 
 cdef void raise_to_floor(const sx_call* call, real* out, int64_t length) noexcept nogil:

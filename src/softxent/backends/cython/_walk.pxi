@@ -256,17 +256,18 @@ cdef enum:
     BLOCK = 1024
     # What a walk needs beside its rows, once a thread (call.h): logits of other layouts in class
     # order, the probabilities that go with them, and some blocks' worth of intermediate results.
-    TILE_BYTES = 65536
+    TILE_BYTES = 66560        # 8 rows of doubles, 16 of floats, of a block and TILE_GAP each
+    TILE_GAP = 16             # rows a power of two apart would share their few places in an L1
     BLOCK_BYTES = 8192        # BLOCK doubles
     ROOM_LOGITS = 0
-    ROOM_SOFT = 65536
-    ROOM_BLOCK = 131072       # converted logits
-    ROOM_CAPPED = 139264      # and these behind the softcap,
-    ROOM_SLOPE = 147456       # with its derivative
-    ROOM_TARGETS = 155648     # a row's probabilities
-    ROOM_MASS = 163840        # times the class weights
-    ROOM_OUT = 172032         # a result that is yet to be made 16-bit
-    ROOM_E = 180224           # a block's e that nobody keeps
+    ROOM_SOFT = 66560
+    ROOM_BLOCK = 133120       # converted logits
+    ROOM_CAPPED = 141312      # and these behind the softcap,
+    ROOM_SLOPE = 149504       # with its derivative
+    ROOM_TARGETS = 157696     # a row's probabilities
+    ROOM_MASS = 165888        # times the class weights
+    ROOM_OUT = 174080         # a result that is yet to be made 16-bit
+    ROOM_E = 182272           # a block's e that nobody keeps
     # How far behind the next block, whose largest is sought meanwhile, is fetched what follows. By
     # trial on a Zen 4, from memory: 0 takes 10 % longer for float and 40 for double, 4,096 and more
     # 5-10 % for float.
@@ -609,6 +610,13 @@ cdef inline void clear_unused(Rows* rows, int64_t classes, real* tile) noexcept 
                 tile[i * GROUP + j] = 0
 
 
+cdef void gather_soft(const sx_call* call, Rows* rows, int64_t k0, int64_t length, int64_t row_pitch,
+                      int64_t class_pitch, real* tile) noexcept nogil:
+    sx_float_subnormals(True)
+    gather(&call.soft, rows.t, rows.count, k0, length, row_pitch, class_pitch, tile)
+    sx_float_subnormals(False)
+
+
 cdef void share_sums(const sx_call* call, Rows* rows, Rows* second) noexcept nogil:
     # What the reduce has found, for another head.
     memcpy(second.lane, rows.lane, sizeof(rows.lane))
@@ -620,6 +628,10 @@ cdef void share_sums(const sx_call* call, Rows* rows, Rows* second) noexcept nog
     memcpy(second.e_top, rows.e_top, sizeof(rows.e_top))
     memcpy(second.z_y, rows.z_y, sizeof(rows.z_y))
     memcpy(second.moved, rows.moved, sizeof(rows.moved))
+    second.kept = rows.kept
+    second.kept_pitch = rows.kept_pitch
+    if rows.kept != NULL:
+        memcpy(second.kept_n, rows.kept_n, sizeof(rows.kept_n))
     if not is_plain(call):
         second.soft = rows.soft
 
@@ -645,9 +657,7 @@ cdef int walk_small(const sx_call* call, Rows* rows, Rows* second, int64_t first
     if call.soft.rows.data == NULL:
         t = NULL
     else:
-        sx_float_subnormals(True)
-        gather(&call.soft, rows.t, rows.count, 0, classes, 1, GROUP, t)
-        sx_float_subnormals(False)
+        gather_soft(call, rows, 0, classes, 1, GROUP, t)
         clear_unused(rows, classes, t)
     if t != NULL or call.smoothing > 0.0:
         reduce_soft_columns(call, rows, x, t, u)
@@ -856,25 +866,46 @@ cdef int walk_rows(const sx_call* call, Rows* rows, Rows* before, Rows* second, 
     return map_rest(call, rows, &at, scale, half, control, room, unused)
 
 
+cdef inline int64_t tile_pitch(const sx_call* call) noexcept nogil:
+    # From a tile's row to the next.
+    return min((call.n_classes + TILE_GAP - 1) & ~<int64_t>(TILE_GAP - 1), BLOCK) + TILE_GAP
+
+
+cdef inline int64_t tile_rows(const sx_call* call, real* unused) noexcept nogil:
+    # How many rows a tile has: whole squares of them.
+    return min(TILE_BYTES // (tile_pitch(call) * <int64_t>sizeof(real)), GROUP) & ~<int64_t>7
+
+
+cdef bint needs_logits(const sx_call* call, Rows* rows, int64_t k0, int64_t length,
+                       real* unused) noexcept nogil:
+    # Whether the map of some rows' block is made of more than the e that are kept. What the tile has of
+    # a row in the slow lane is stored, perhaps over its logits, and the lane reads them after that.
+    cdef int64_t j
+    for j in range(rows.count):
+        if rows.lane[j] == SLOW or (
+                rows.lane[j] == FAST and not has_kept(call, rows, j, k0, length, unused)):
+            return True
+    return False
+
+
 cdef int map_tiles(const sx_call* call, Rows* rows, const scaling* scale, const sx_scale* half,
                    sx_control* control, char* room, real* unused) noexcept nogil:
-    cdef int64_t j, b, k0, length, classes = call.n_classes
+    cdef int64_t j, b, k0, length, classes = call.n_classes, pitch = tile_pitch(call)
     cdef real* tile = <real*>(room + ROOM_LOGITS)
     cdef real* soft = <real*>(room + ROOM_SOFT)
     cdef bint has_soft = call.soft.rows.data != NULL
     for b in range(blocks_of(classes)):
         k0 = b * BLOCK
         length = block_length(k0, classes)
-        gather(&call.logits, rows.z, rows.count, k0, length, BLOCK, 1, tile)
+        if needs_logits(call, rows, k0, length, unused):
+            gather(&call.logits, rows.z, rows.count, k0, length, pitch, 1, tile)
         if has_soft:
-            sx_float_subnormals(True)
-            gather(&call.soft, rows.t, rows.count, k0, length, BLOCK, 1, soft)
-            sx_float_subnormals(False)
+            gather_soft(call, rows, k0, length, pitch, 1, soft)
         for j in range(rows.count):
-            map_given(call, rows, j, <const real*>(tile + j * BLOCK),
-                      <const real*>(soft + j * BLOCK) if has_soft else <const real*>NULL,
-                      tile + j * BLOCK, k0, length, scale, half, room)
-        scatter(&call.out_map, rows.g, rows.count, k0, length, BLOCK, 1, tile)
+            map_given(call, rows, j, <const real*>(tile + j * pitch),
+                      <const real*>(soft + j * pitch) if has_soft else <const real*>NULL,
+                      tile + j * pitch, k0, length, scale, half, room)
+        scatter(&call.out_map, rows.g, rows.count, k0, length, pitch, 1, tile)
         if sx_tick(control, rows.count * length):
             return SX_STOPPED
     return finish_map(call, rows, scale, control)
@@ -884,7 +915,7 @@ cdef int walk_tiles(const sx_call* call, Rows* rows, Rows* second, int64_t first
                     const scaling* scale, const sx_scale* half, sx_control* control, char* room,
                     real* unused) noexcept nogil:
     # Any other layout: block by block through the tile.
-    cdef int64_t j, b, k0, length, classes = call.n_classes
+    cdef int64_t j, b, k0, length, classes = call.n_classes, pitch = tile_pitch(call)
     cdef real* tile = <real*>(room + ROOM_LOGITS)
     cdef real* soft = <real*>(room + ROOM_SOFT)
     cdef bint has_soft = call.soft.rows.data != NULL
@@ -893,15 +924,13 @@ cdef int walk_tiles(const sx_call* call, Rows* rows, Rows* second, int64_t first
     for b in range(blocks_of(classes)):
         k0 = b * BLOCK
         length = block_length(k0, classes)
-        gather(&call.logits, rows.z, rows.count, k0, length, BLOCK, 1, tile)
+        gather(&call.logits, rows.z, rows.count, k0, length, pitch, 1, tile)
         if has_soft:
-            sx_float_subnormals(True)
-            gather(&call.soft, rows.t, rows.count, k0, length, BLOCK, 1, soft)
-            sx_float_subnormals(False)
+            gather_soft(call, rows, k0, length, pitch, 1, soft)
         for j in range(rows.count):
-            reduce_given(call, rows, j, <const real*>(tile + j * BLOCK),
-                         <const real*>(soft + j * BLOCK) if has_soft else <const real*>NULL,
-                         k0, length, block_top(tile + j * BLOCK, length), &next, scale, half, room)
+            reduce_given(call, rows, j, <const real*>(tile + j * pitch),
+                         <const real*>(soft + j * pitch) if has_soft else <const real*>NULL,
+                         k0, length, block_top(tile + j * pitch, length), &next, scale, half, room)
         if sx_tick(control, rows.count * length):
             return SX_STOPPED
     if finish_reduce(call, rows, first, unused, scale, control):
@@ -949,7 +978,7 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
             near = NEAR if kept == NULL else NEAR_KEPT
             together = min(max(near // classes, 1), GROUP)
         else:
-            together = TILE_BYTES // (BLOCK * sizeof(real))
+            together = tile_rows(call, unused)
     for turn in range(2):
         rows = &groups[turn]
         rows.count = 0

@@ -303,7 +303,7 @@ static inline void sx_lack_memory(const sx_call *call) { sx_note(&call->no_memor
 #define SX_THREAD_LOCAL _Thread_local __attribute__((aligned(64)))
 #endif
 
-#define SX_ROOM 188416 /* two tiles of 64 KiB, seven blocks of 8 (_walk.pxi, ROOM_...) */
+#define SX_ROOM 190464 /* two tiles of 65 KiB, seven blocks of 8 (_walk.pxi, ROOM_...) */
 
 /* Nothing in it outlives an sx_tick: a signal handler may run another walk in this thread there. */
 static inline char *sx_room(void)
