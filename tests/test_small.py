@@ -107,11 +107,17 @@ def test_what_is_simple():
     for options in ({"axis": 0}, {"label_smoothing": 0.1}, {"temperature": 2.0}, {"softcap": 3.0},
                     {"z_loss": 0.1}, {"class_weight": np.ones(4)},
                     {"divisor": 2.0, "reduction": "mean"},
-                    {"sample_weight": np.ones(6)}, {"upstream": 2.0, "wants_map": True}):
+                    {"sample_weight": [1.0] * 6}, {"sample_weight": np.ones(6, np.float16)},
+                    {"sample_weight": np.ones(12)[::2]}, {"upstream": 2.0, "wants_map": True}):
         targets = np.abs(y) % 4 if options.get("axis") != 0 else np.zeros(4, np.int64)
         assert not is_ready(z, targets, **options), options
     assert is_ready(np.asfortranarray(z), y)
     assert is_ready(z.astype(np.float16), y)
+    for s in (np.ones(6), np.ones(6, np.float32)):
+        assert is_ready(z, y, sample_weight=s, reduction="mean")
+    for rule in ("diagonal", "xgboost", "lightgbm"):
+        assert is_ready(z, y, hessian=(rule, z + 1), sample_weight=s, wants_map=True)
+    assert not is_ready(z, y, hessian=("xgboost-residual", None), wants_map=True)
     for other in (z.tolist(), z[:, ::-1], z.astype(">f4"), np.asfortranarray(z.astype(np.float16)),
                   np.ma.masked_array(z), z.view(np.memmap), z.repeat(2, axis=0)[::2]):
         assert not is_ready(other, np.where(y > 2, 0, y))
@@ -179,6 +185,104 @@ def test_inputs_stay():
     sx.cross_entropy(z, y, reduction="none")
     np.testing.assert_array_equal(z, kept[0])
     np.testing.assert_array_equal(y, kept[1])
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("name", NAMES)
+def test_same_bits_with_weights(name, dtype, order, monkeypatch):
+    for (n, c), weights, reduction in itertools.product(
+            [(1, 2), (7, 3), (40, 64), (90, 65), (5, 1500)], ["float32", "float64"],
+            ["none", "sum", "mean"]):
+        z, y = arrays(n, c, dtype)
+        z = np.asarray(z, order=order)
+        s = RNG.random(n).astype(weights)
+        s[3::4] = 0.0
+
+        def call(z=z, y=y, s=s, reduction=reduction):
+            options = {"sample_weight": s, "reduction": reduction, **extras(name)}
+            return (*getattr(sx, f"{name}_with_grad")(z, y, grad_out=z.copy(order="K"), **options),
+                    getattr(sx, name)(z, y, **options))
+
+        compiled, plain = both(monkeypatch, call)
+        assert as_bytes(compiled) == as_bytes(plain)
+
+
+def test_a_mean_of_many_weights(monkeypatch):
+    """Beyond the rows whose weights are summed at a time."""
+    for n in (_problem._CHUNK, _problem._CHUNK + 1):
+        z, y = arrays(n, 2, "float32")
+        s = RNG.random(n)
+        compiled, plain = both(monkeypatch, lambda z=z, y=y, s=s: sx.cross_entropy_with_grad(
+            z, y, sample_weight=s))
+        assert as_bytes(compiled) == as_bytes(plain)
+
+
+@pytest.mark.parametrize("weights", [
+    [1.0, 2.0], [1.0, -1.0, 1.0], [1.0, np.nan, 1.0], [1.0, np.inf, 1.0], [0.0, 0.0, 0.0],
+    [1e308, 1e308, 1e308], [-0.0, 1.0, 1.0]])
+def test_odd_weights(weights, monkeypatch):
+    z, y = np.eye(3, dtype=np.float32), np.arange(3)
+    compiled, plain = both(monkeypatch, lambda: sx.cross_entropy_with_grad(
+        z, y, sample_weight=np.array(weights)))
+    assert as_bytes(compiled) == as_bytes(plain) if not isinstance(plain[0], type) else (
+        compiled == plain)
+
+
+@pytest.mark.parametrize("outputs", ["none", "given", "in place"])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("rule", ["diagonal", "xgboost", "lightgbm", "xgboost-residual"])
+def test_same_hessian(rule, order, dtype, outputs, monkeypatch):
+    for (n, c), weighted in itertools.product(
+            [(1, 2), (7, 3), (40, 64), (90, 65), (5, 1500), (1, 300_000)], [False, True]):
+        z, y = arrays(n, c, dtype)
+        z = np.asarray(z, order=order)
+        s = RNG.random(n) if weighted else None
+
+        def call(z=z, y=y, s=s):
+            scratch = z.copy(order="K")
+            grad = {"none": None, "given": np.full_like(z, 7), "in place": scratch}[outputs]
+            hess = None if outputs == "none" else np.full_like(z, 7)
+            found = sx.cross_entropy_grad_hess(scratch, y, sample_weight=s, hessian=rule,
+                                               grad_out=grad, hess_out=hess)
+            assert grad is None or (found[1] is grad and found[2] is hess)
+            return found
+
+        compiled, plain = both(monkeypatch, call)
+        assert as_bytes(compiled) == as_bytes(plain)
+        assert [part.strides for part in compiled] == [part.strides for part in plain]
+
+
+def bad_hessians():
+    z, y = arrays(6, 4, "float32")
+    y = np.abs(y) % 4
+    room = np.empty(2 * z.size, np.float32)
+    out = room[: z.size].reshape(z.shape)
+    yield {"hessian": "newton"}
+    yield {"hessian": ["diagonal"]}
+    yield {"hessian": np.array("diagonal")}
+    yield {"hessian": "newton", "sample_weight": -np.ones(6)}
+    yield {"grad_out": out, "hess_out": out}
+    yield {"grad_out": out, "hess_out": room[4 : 4 + z.size].reshape(z.shape)}
+    yield {"hess_out": np.empty((4, 6), np.float32)}
+    yield {"hess_out": np.empty((6, 4), np.float16)}
+    yield {"hess_out": np.empty((6, 4))}
+    yield {"grad_out": np.empty((6, 4))}
+    yield {"sample_weight": room[:6], "hess_out": out}
+    yield {"loss_out": np.empty(6)}
+    yield {"loss_out": room[:6], "hess_out": out}
+
+
+@pytest.mark.parametrize("options", list(bad_hessians()), ids=lambda o: "-".join(o))
+def test_same_errors_of_a_hessian(options, monkeypatch):
+    z, y = arrays(6, 4, "float32")
+    if "sample_weight" in options and options["sample_weight"].base is not None:
+        options["sample_weight"][:] = 1.0
+    compiled, plain = both(monkeypatch, lambda: sx.cross_entropy_grad_hess(
+        z, np.abs(y) % 4, **options))
+    if isinstance(plain[0], type):
+        assert compiled == plain
+    else:
+        assert as_bytes(compiled) == as_bytes(plain)
 
 
 @pytest.mark.parametrize("backend", [name for name, state in sx.available_backends().items()

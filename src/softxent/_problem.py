@@ -39,6 +39,8 @@ _BY_SIZE = {4: "float32", 8: "float64", 2: "float16"}
 _MOST = float(np.finfo(np.float64).max)
 #: What logits can be divided by: products with it stay normal numbers.
 _SCALES = (2.0**-500, 2.0**500)
+#: The least that XGBoost accepts as a second derivative (src/objective/multiclass_obj.cu).
+_XGBOOST_LEAST = 1e-16
 #: Rows whose weights are summed at a time: 512 KiB of float64.
 _CHUNK = 65_536
 
@@ -65,6 +67,8 @@ class Problem:
         memmap); or None: a fresh one.
     inputs
         The caller's arrays beside the logits, by name: no output may share their memory.
+    second
+        The problem of the Hessian that was asked for with the gradient.
     """
 
     call: Call
@@ -77,6 +81,7 @@ class Problem:
     out: NDArray[np.floating] | None
     given_out: NDArray[np.floating] | None
     inputs: dict[str, NDArray[Any]]
+    second: Problem | None = None
 
     @property
     def n_rows(self) -> int:
@@ -110,6 +115,7 @@ def normalise(
     out_name: str = "out",
     out_dtypes: Collection[str] = (),
     upstream: ArrayLike = 1.0,
+    hessian: tuple[str, NDArray[np.floating] | None] | None = None,
     cotangent: ArrayLike | None = None,
     teacher_logits: ArrayLike | None = None,
     hard_weight: float = 0.0,
@@ -117,7 +123,9 @@ def normalise(
 ) -> Problem:
     """Check one call of `spec` and describe it.
 
-    `taken`: more arrays of the caller's that no output may share memory with.
+    `hessian`: a rule of `hessian_rule` and `hess_out`, where the gradient's problem is to have its
+    Hessian's as its `second`. `taken`: more arrays of the caller's that no output may share memory
+    with.
 
     Raises
     ------
@@ -221,7 +229,11 @@ def normalise(
 
     key = Key(call.op, dtype, _order(call.logits), wants_map, kind, call.temperature != 1.0,
               call.has_options, given_out is not None and not np.may_share_memory(given_out, z))
-    return Problem(call, key, reduction, d, rows_shape, z, last, out, given_out, inputs)
+    problem = Problem(call, key, reduction, d, rows_shape, z, last, out, given_out, inputs)
+    if hessian is not None:
+        scale, floor = hessian_rule(hessian[0], call.temperature, n_classes)
+        problem.second = hessian_of(problem, scale, floor, hessian[1], "hess_out", out_dtypes)
+    return problem
 
 
 def _distil(call: Call, spec: Spec, z: NDArray[np.floating], dtype: str, axis: int,
@@ -378,6 +390,26 @@ def block_of_classes(
         v = _weights(class_weight, "class_weight", (z.shape[last],), "one a class of the block")
         v = v.astype(np.float64)
     return z, last, y, counts, offset, v
+
+
+def hessian_rule(hessian: str, temperature: float, n_classes: int) -> tuple[float, float]:
+    """Return what multiplies A p (1 - p), and the least a Hessian of a row that counts may be.
+
+    Of "xgboost-residual", what multiplies the gradient's amount.
+    """
+    scale = 1.0 / temperature / temperature
+    if hessian == "diagonal":
+        return scale, 0.0
+    if hessian == "xgboost":
+        return 2.0 * scale, _XGBOOST_LEAST
+    if hessian == "xgboost-residual":
+        return 1.0 / temperature, _XGBOOST_LEAST
+    if hessian == "lightgbm":
+        if n_classes < 2:
+            raise ValueError("hessian='lightgbm' has the factor C / (C - 1): two classes or more")
+        return n_classes / (n_classes - 1.0) * scale, 0.0
+    raise ValueError("hessian must be one of 'diagonal', 'xgboost', 'xgboost-residual', "
+                     f"'lightgbm', got {hessian!r}")
 
 
 def hessian_of(problem: Problem, scale: float, floor: float,

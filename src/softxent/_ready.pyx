@@ -1,9 +1,10 @@
 """`_problem.normalise` for the calls that most calls are, compiled, and what it makes of them.
 
 A call is simple if every option has its default, the logits are (N, C), in C or Fortran order, the
-targets are class numbers in int64, the gradient is like the logits, and all arrays are NumPy's own,
-contiguous, aligned and in native byte order. Of such a call the kernel's arguments are built here, the ones that the backend's
-binding would build; for any other, `normalise` is the plain one, with every check and every error.
+targets are class numbers in int64, gradient and Hessian are like the logits, and all arrays are
+NumPy's own, contiguous, aligned and in native byte order. There may be weights of the rows, in float32
+or float64. Of such a call the kernel's arguments are built here, the ones that the backend's binding
+would build; for any other, `normalise` is the plain one, with every check and every error.
 """
 
 import cython
@@ -14,6 +15,7 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.math cimport isfinite
 from libc.stdint cimport int32_t, int64_t, uintptr_t
 
+from softxent._problem import _CHUNK, hessian_rule
 from softxent._problem import normalise as plain
 from softxent.backends._contract import Key, Op
 
@@ -47,13 +49,14 @@ cdef extern from "call.h" nogil:
         int64_t op, n_rows, n_classes, n_axes
         int64_t* shape
         sx_matrix logits, out_map
-        sx_rows targets
+        sx_rows targets, sample_weight
         double class_unit, class_weight_mean
         int64_t has_ignore, ignore_index
-        double scale, temperature, gamma
+        double scale, temperature, gamma, floor
         int64_t n_points, streams
         void* out_rows
         int64_t out_rows_is_double
+        const sx_call* second
 
 cnp.import_array()
 
@@ -63,6 +66,8 @@ cdef int64_t KEEPS_LOCK = 8192
 
 #: Operations that calls with class numbers have.
 cdef frozenset _OPS = frozenset((Op.CROSS_ENTROPY, Op.FOCAL, Op.SQUARED_ERROR, Op.NLL))
+#: Hessians that are maps of the sums: not those made of the gradient.
+cdef frozenset _RULES = frozenset(("diagonal", "xgboost", "lightgbm"))
 cdef dict _keys = {}
 cdef tuple _OF_F32 = ("float32", SX_TYPE_FLOAT | 4)
 cdef tuple _OF_F64 = ("float64", SX_TYPE_FLOAT | 8)
@@ -115,11 +120,14 @@ cdef class Ready:
     """A checked simple call: its kernel's arguments, and the arrays that they point into."""
 
     cdef sx_call call
-    cdef object spec, ignore_index, reduction, gamma, out_name
-    cdef cnp.ndarray logits, targets, out
+    cdef object spec, ignore_index, reduction, gamma, out_name, out_dtypes
+    cdef tuple hessian    # rule and output, or None
+    cdef cnp.ndarray logits, targets, sample_weight, out
     cdef bint wants_map, given
     cdef double divisor
     cdef readonly object key
+    #: The Hessian, of a call that asked for it and has run.
+    cdef readonly cnp.ndarray hess
 
     @property
     def n_rows(self):
@@ -134,8 +142,16 @@ cdef class Ready:
     def plain(self):
         """Return the Problem that the plain `normalise` makes of the call."""
         return plain(self.spec, self.logits, self.targets, ignore_index=self.ignore_index,
-                     gamma=self.gamma, reduction=self.reduction, wants_map=self.wants_map,
-                     out=self.out if self.given else None, out_name=self.out_name)
+                     gamma=self.gamma, sample_weight=self.sample_weight, reduction=self.reduction,
+                     wants_map=self.wants_map, out=self.out if self.given else None,
+                     out_name=self.out_name, out_dtypes=self.out_dtypes, hessian=self.hessian)
+
+    cdef cnp.ndarray like_logits(self):
+        # An array to write into.
+        if self.call.logits.direct == SX_SIXTEEN:
+            return np.empty_like(self.logits)
+        return cnp.PyArray_EMPTY(2, cnp.PyArray_DIMS(self.logits), cnp.PyArray_TYPE(self.logits),
+                                 self.call.logits.direct == SX_STRIDED)
 
     def run(self, tuple found, plan, int64_t units):
         """Run what `Backend.kernel` found; return what `_run.evaluate` returns. Once."""
@@ -145,21 +161,21 @@ cdef class Ready:
         cdef uintptr_t *memory = NULL
         cdef cnp.npy_intp n = self.call.n_rows
         cdef double *values = NULL
+        cdef sx_call *second = NULL
         cdef double total
         cdef object rows = None
         cdef bint keeps_rows = self.reduction == "none"
         if self.wants_map:
             if self.out is None:
-                self.out = np.empty_like(self.logits) if self.call.logits.direct == SX_SIXTEEN else (
-                    cnp.PyArray_EMPTY(2, cnp.PyArray_DIMS(self.logits),
-                                      cnp.PyArray_TYPE(self.logits),
-                                      self.call.logits.direct == SX_STRIDED))
+                self.out = self.like_logits()
             self.call.out_map.rows.data = <char *>cnp.PyArray_DATA(self.out)
             self.call.out_map.rows.type = self.call.logits.rows.type
             self.call.out_map.rows.strides[0] = self.call.logits.rows.strides[0]
             self.call.out_map.class_stride = self.call.logits.class_stride
             self.call.out_map.direct = self.call.logits.direct
-        self.call.streams = plan.streams
+        if self.hessian is not None:
+            self.hess = self.like_logits() if self.hessian[1] is None else self.hessian[1]
+        self.call.streams = plan.streams and self.hessian is None
         self.call.out_rows_is_double = not keeps_rows or cnp.PyArray_ITEMSIZE(self.logits) == 8
         if keeps_rows:
             rows = cnp.PyArray_EMPTY(1, &n, cnp.NPY_DOUBLE if self.call.out_rows_is_double
@@ -171,6 +187,16 @@ cdef class Ready:
                 raise MemoryError(f"no memory for {n} row values")
             self.call.out_rows = values
         try:
+            if self.hessian is not None:
+                second = <sx_call *>PyMem_RawMalloc(sizeof(sx_call))
+                if second == NULL:
+                    raise MemoryError("no memory for a call's arguments")
+                second[0] = self.call
+                second.op = Op.HESSIAN
+                second.out_rows = NULL
+                second.out_map.rows.data = <char *>cnp.PyArray_DATA(self.hess)
+                second.scale, second.floor = hessian_rule(self.hessian[0], 1.0, self.call.n_classes)
+                self.call.second = second
             if units:
                 from softxent import _native
 
@@ -196,12 +222,69 @@ cdef class Ready:
         finally:
             PyMem_RawFree(memory)
             PyMem_RawFree(values)
+            PyMem_RawFree(second)
+
+
+cdef bint set_weights(Ready self, object weights, int64_t n) except -1:
+    # Whether the weights of the rows can be read as they are, and are finite and >= 0.
+    cdef int64_t i
+    cdef bint bad = False
+    cdef const float *singles
+    cdef const double *doubles
+    cdef int number
+    if not (cnp.PyArray_CheckExact(weights) and cnp.PyArray_NDIM(weights) == 1
+            and cnp.PyArray_ISCARRAY_RO(weights) and cnp.PyArray_DIM(weights, 0) == n):
+        return False
+    number = cnp.PyArray_TYPE(weights)
+    if number == cnp.NPY_FLOAT:
+        singles = <const float *>cnp.PyArray_DATA(weights)
+        for i in range(n):
+            bad |= not (singles[i] >= 0.0 and singles[i] - singles[i] == 0.0)
+    elif number == cnp.NPY_DOUBLE:
+        doubles = <const double *>cnp.PyArray_DATA(weights)
+        for i in range(n):
+            bad |= not (doubles[i] >= 0.0 and doubles[i] - doubles[i] == 0.0)
+    else:
+        return False
+    if bad:
+        return False
+    self.sample_weight = weights
+    self.call.sample_weight.data = <char *>cnp.PyArray_DATA(weights)
+    self.call.sample_weight.type = SX_TYPE_FLOAT | cnp.PyArray_ITEMSIZE(weights)
+    self.call.sample_weight.strides[0] = cnp.PyArray_ITEMSIZE(weights)
+    return True
+
+
+cdef double sum_of_weights(Ready self) except -1.0:
+    # _problem.divisor_of, of as many rows as it sums at a time; 0: not a divisor.
+    cdef int64_t i, n = self.call.n_rows
+    cdef const int64_t *ys = <const int64_t *>self.call.targets.data
+    cdef bint single = self.call.sample_weight.strides[0] == sizeof(float)
+    cdef double total
+    cdef double *values
+    if n > <int64_t>_CHUNK:
+        return 0.0
+    values = <double *>PyMem_RawMalloc(n * sizeof(double))
+    if values == NULL:
+        raise MemoryError(f"no memory for {n} weights")
+    for i in range(n):
+        if self.call.has_ignore and ys[i] == self.call.ignore_index:
+            values[i] = 0.0
+        elif single:
+            values[i] = (<const float *>self.call.sample_weight.data)[i]
+        else:
+            values[i] = (<const double *>self.call.sample_weight.data)[i]
+    total = sx_tree_sum(values, n)
+    PyMem_RawFree(values)
+    return total if isfinite(total) else 0.0
 
 
 cdef Ready ready(object spec, object logits, object targets, object ignore_index, object gamma,
-                 object reduction, bint wants_map, object out, object out_name):
+                 object sample_weight, object reduction, bint wants_map, object out,
+                 object out_name, object out_dtypes, tuple hessian):
     # None: not a simple call, or not a valid one.
     cdef int number
+    cdef object hess_out = None
     cdef int64_t y, ignored = 0, count = 0, bad = 0, n, classes, i
     cdef bint has_ignore = ignore_index is not None, apart = False, by_class
     cdef int64_t size
@@ -251,18 +334,36 @@ cdef Ready ready(object spec, object logits, object targets, object ignore_index
         if not are_apart(out, targets) or not (
                 apart or cnp.PyArray_DATA(out) == cnp.PyArray_DATA(logits)):
             return None
+    if hessian is not None:
+        hess_out = hessian[1]
+        if (type(hessian[0]) is not str or hessian[0] not in _RULES or classes < 2
+                or size == 2):
+            return None
+        if hess_out is not None and not (
+                is_matrix(hess_out, number, by_class) and cnp.PyArray_ISWRITEABLE(hess_out)
+                and cnp.PyArray_DIM(hess_out, 0) == n and cnp.PyArray_DIM(hess_out, 1) == classes
+                and are_apart(hess_out, logits) and are_apart(hess_out, targets)
+                and (out is None or are_apart(hess_out, out))):
+            return None
     self = Ready.__new__(Ready)
+    if sample_weight is not None:
+        if not set_weights(self, sample_weight, n):
+            return None
+        if not ((out is None or are_apart(out, sample_weight))
+                and (hess_out is None or are_apart(hess_out, sample_weight))):
+            return None
     self.spec = spec
     self.ignore_index = ignore_index
     self.gamma = gamma
     self.reduction = reduction
     self.out_name = out_name
+    self.out_dtypes = out_dtypes
+    self.hessian = hessian
     self.logits = logits
     self.targets = targets
     self.out = out
     self.wants_map = wants_map
     self.given = out is not None
-    self.divisor = count if reduction == "mean" else 1.0
     self.key = key_of(spec.op, kind[0], "F" if by_class else "C", wants_map, apart)
     self.call.op = spec.op
     self.call.n_rows = n
@@ -284,6 +385,11 @@ cdef Ready ready(object spec, object logits, object targets, object ignore_index
     self.call.class_weight_mean = 1.0
     self.call.temperature = 1.0
     self.call.gamma = gamma
+    self.divisor = 1.0
+    if reduction == "mean":
+        self.divisor = count if sample_weight is None else sum_of_weights(self)
+        if self.divisor == 0.0:
+            return None
     self.call.scale = 1.0 / self.divisor if wants_map else 1.0
     return self
 
@@ -300,18 +406,20 @@ cdef inline bint is_plain_float(object value, double default):
 def normalise(spec, logits, targets=None, *, axis=-1, class_weight=None, ignore_index=-100,
               label_smoothing=0.0, temperature=1.0, softcap=None, z_loss=0.0, gamma=0.0,
               sample_weight=None, reduction="none", divisor=None, wants_map=False, out=None,
-              out_name="out", upstream=1.0, **more):
+              out_name="out", out_dtypes=(), upstream=1.0, hessian=None, **more):
     """Check one call of `spec`: a `Ready` if it is simple, else what the plain `normalise` returns."""
     cdef Ready found
-    if (not more and class_weight is None and sample_weight is None and divisor is None
+    if (not more and class_weight is None and divisor is None
             and softcap is None and type(axis) is int and axis == -1
             and is_plain_float(label_smoothing, 0.0) and is_plain_float(temperature, 1.0)
             and is_plain_float(z_loss, 0.0) and is_plain_float(upstream, 1.0)):
-        found = ready(spec, logits, targets, ignore_index, gamma, reduction, wants_map, out, out_name)
+        found = ready(spec, logits, targets, ignore_index, gamma, sample_weight, reduction, wants_map,
+                      out, out_name, out_dtypes, hessian)
         if found is not None:
             return found
     return plain(spec, logits, targets, axis=axis, class_weight=class_weight,
                  ignore_index=ignore_index, label_smoothing=label_smoothing,
                  temperature=temperature, softcap=softcap, z_loss=z_loss, gamma=gamma,
                  sample_weight=sample_weight, reduction=reduction, divisor=divisor,
-                 wants_map=wants_map, out=out, out_name=out_name, upstream=upstream, **more)
+                 wants_map=wants_map, out=out, out_name=out_name, out_dtypes=out_dtypes,
+                 upstream=upstream, hessian=hessian, **more)

@@ -80,9 +80,9 @@ def _map_output(problem: Problem) -> tuple[Any, Any]:
 
 
 def evaluate_both(
-    problem: Problem, second: Problem, requested: str | None, n_threads: int | None
+    problem: Problem | _small.Ready, requested: str | None, n_threads: int | None
 ) -> tuple[Any, Any, Any]:
-    """Carry out cross-entropy's problem, and that of its Hessian (`_problem.hessian_of`).
+    """Carry out cross-entropy's problem, and its `second`, that of its Hessian.
 
     In one walk where the backend can, and rows are not cut; else one after the other, what
     overwrites the logits last.
@@ -95,6 +95,14 @@ def evaluate_both(
         The second problem's map.
     """
     plan = select(problem.key, problem.n_rows, problem.n_classes, requested, n_threads)
+    if isinstance(problem, _small.Ready):
+        chosen = backend(plan.backend)
+        kernel = chosen.kernel(problem.key, plan.isa, 0) if chosen.pairs and not plan.cut else None
+        if kernel is not None:
+            return *problem.run(kernel, plan, 0), problem.hess
+        problem = problem.plain()
+    second = problem.second
+    assert second is not None
     given = second.out
     if given is not None and np.may_share_memory(given, problem.logits):
         rows, grad = execute(plan, problem)

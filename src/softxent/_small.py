@@ -17,6 +17,7 @@ class Ready:
     """A simple call, checked; of this class, which the compiled one replaces, nothing is."""
 
     key: Any
+    hess: Any
     n_rows: int
     n_classes: int
 

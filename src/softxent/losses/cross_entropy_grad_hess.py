@@ -7,21 +7,13 @@ from typing import Any, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from softxent._problem import (
-    Problem,
-    hessian_of,
-    matrix,
-    normalise,
-    rows_output,
-    rows_that_count,
-)
+from softxent import _small
+from softxent._problem import Problem, matrix, rows_output, rows_that_count
 from softxent._run import evaluate, evaluate_both
 from softxent.losses.cross_entropy import SPEC
 
 #: Dtypes that outputs may have beside the logits'.
 FLOATS = ("float32", "float64")
-#: The least that XGBoost accepts as a second derivative (src/objective/multiclass_obj.cu).
-FLOOR = 1e-16
 #: Rows' worth of elements at a time where the Hessian is made of the gradient: 256 KiB of float64.
 PIECE = 32_768
 
@@ -117,46 +109,34 @@ def cross_entropy_grad_hess(
     [[0.131805 0.101155 0.040245]
      [0.043228 0.082356 0.043228]]
     """
-    problem = normalise(SPEC, logits, targets, axis=axis, class_weight=class_weight,
-                        ignore_index=ignore_index, label_smoothing=label_smoothing,
-                        temperature=temperature, sample_weight=sample_weight, wants_map=True,
-                        out=grad_out, out_name="grad_out", out_dtypes=FLOATS)
-    scale, floor = _rule(hessian, problem)
-    second = hessian_of(problem, scale, floor, hess_out, "hess_out", FLOATS)
-    rows = rows_output(problem, loss_out, "loss_out",
-                       {"grad_out": problem.out, "hess_out": second.out})
+    problem = _small.normalise(SPEC, logits, targets, axis=axis, class_weight=class_weight,
+                               ignore_index=ignore_index, label_smoothing=label_smoothing,
+                               temperature=temperature, sample_weight=sample_weight,
+                               wants_map=True, out=grad_out, out_name="grad_out",
+                               out_dtypes=FLOATS, hessian=(hessian, hess_out))
+    rows = None
+    if loss_out is not None or hessian == "xgboost-residual":
+        if isinstance(problem, _small.Ready):
+            problem = problem.plain()
+        assert problem.second is not None
+        rows = rows_output(problem, loss_out, "loss_out",
+                           {"grad_out": problem.out, "hess_out": problem.second.out})
     if hessian == "xgboost-residual":
+        assert isinstance(problem, Problem)
         loss, grad = evaluate(problem, backend, n_threads)
-        hess = _residuals(problem, grad, second, floor)
+        hess = _residuals(problem, grad)
     else:
-        loss, grad, hess = evaluate_both(problem, second, backend, n_threads)
+        loss, grad, hess = evaluate_both(problem, backend, n_threads)
     if rows is not None:
         rows[...] = loss
         loss = loss_out
     return loss, grad, hess
 
 
-def _rule(hessian: str, problem: Problem) -> tuple[float, float]:
-    """Return what multiplies A p (1 - p), and the least a Hessian of a row that counts may be."""
-    scale = 1.0 / problem.call.temperature / problem.call.temperature
-    if hessian == "diagonal":
-        return scale, 0.0
-    if hessian == "xgboost":
-        return 2.0 * scale, FLOOR
-    if hessian == "xgboost-residual":
-        return 1.0 / problem.call.temperature, FLOOR
-    if hessian == "lightgbm":
-        c = problem.call.n_classes
-        if c < 2:
-            raise ValueError("hessian='lightgbm' has the factor C / (C - 1): two classes or more")
-        return c / (c - 1.0) * scale, 0.0
-    raise ValueError("hessian must be one of 'diagonal', 'xgboost', 'xgboost-residual', "
-                     f"'lightgbm', got {hessian!r}")
-
-
-def _residuals(problem: Problem, grad: NDArray[np.floating], second: Problem,
-               floor: float) -> NDArray[np.floating]:
+def _residuals(problem: Problem, grad: NDArray[np.floating]) -> NDArray[np.floating]:
     """Return the Hessian's stand-in that is made of the gradient, some rows at a time."""
+    second = problem.second
+    assert second is not None
     call, result = problem.call, second.given_out
     if result is None:
         result = np.empty_like(problem.logits, order="K")
@@ -168,6 +148,6 @@ def _residuals(problem: Problem, grad: NDArray[np.floating], second: Problem,
         some = into[i : i + step]
         np.abs(g[i : i + step], out=some, casting="unsafe")
         some *= second.call.scale
-        np.maximum(some, floor, out=some)
+        np.maximum(some, second.call.floor, out=some)
         some *= counts[i : i + step]
     return result
