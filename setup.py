@@ -48,7 +48,8 @@ def extension(name: str, sources: list[str], flags: list[str], depends: list[str
     )
 
 
-headers = [WALK + "call.h", WALK + "elementary.h", WALK + "lanes.h", WALK + "sixteen.h"]
+headers = [WALK + "call.h", WALK + "elementary.h", WALK + "lanes.h", WALK + "sixteen.h",
+           WALK + "sixteen_lanes.h"]
 walk_parts = [*sorted(glob.glob(WALK + "*.pxi")), *headers, "src/softxent/_control.h"]
 extensions = [
     extension("_native", ["src/softxent/_native.pyx", "src/softxent/_pool.c"], [],

@@ -242,10 +242,10 @@ def forget_plans() -> None:
 
 def _streams(key: Key, n_rows: int, n_classes: int, tuning: Tuning) -> bool:
     """Return whether the map is to go past the caches."""
-    size = {"float32": 4, "float64": 8}.get(key.dtype, 0)
+    size = {"float64": 8, "float32": 4}.get(key.dtype, 2)
     row = n_classes * size
-    return (key.apart and key.order == "C" and tuning.streamed_row <= row <= KEPT_ROW
-            and 2 * n_rows * row > last_level_cache())
+    return (key.apart and key.order == "C" and tuning.streamed_row <= row
+            and n_classes * max(size, 4) <= KEPT_ROW and 2 * n_rows * row > last_level_cache())
 
 
 def _grain(n_units: int, unit_ns: float, threads: int, together: bool) -> int:

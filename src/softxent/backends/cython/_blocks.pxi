@@ -163,10 +163,17 @@ cdef void cap(const sx_call* call, const sx_scale* half, const real* x, int64_t 
 
 
 cdef inline const real* row_block(const sx_call* call, Rows* rows, int64_t j, int64_t k0,
-                                  int64_t length, real* room) noexcept nogil:
+                                  int64_t length, real* room, real* top) noexcept nogil:
+    # A block's logits where they are, or brought near; top: the largest of those of 16 bits.
     cdef const char* p = rows.z[j] + k0 * call.logits.class_stride
     if call.logits.direct == SX_IN_PLACE:
         return <const real*>p
+    if real is float:
+        if call.logits.direct == SX_SIXTEEN:
+            if rows.lane[j] == FAST:
+                top[0] = sx_widen_and_top(<const uint16_t*>p,
+                                          call.logits.rows.type & SX_TYPE_BRAIN != 0, length, room)
+            return room
     if rows.lane[j] == FAST:
         load_block(&call.logits, p, length, room)
     return room
@@ -195,7 +202,8 @@ cdef inline bint sees_ahead(const sx_call* call) noexcept nogil:
 cdef void reduce_given(const sx_call* call, Rows* rows, int64_t j, const real* x,
                               const real* t, int64_t k0, int64_t length, real top, Next* next,
                               const scaling* scale, const sx_scale* half, char* room) noexcept nogil:
-    # A block of the logits as they are given; top: its largest, of calls that see ahead.
+    # A block of the logits as they are given; top: its largest, of calls that see ahead, and of 16
+    # bits.
     cdef real* z = <real*>(room + ROOM_CAPPED)
     if rows.lane[j] != FAST:
         see(next, <real*>NULL)
@@ -203,9 +211,26 @@ cdef void reduce_given(const sx_call* call, Rows* rows, int64_t j, const real* x
     if call.softcap != 0.0:
         cap(call, half, x, length, z, <real*>NULL)
         x = z
-    if not sees_ahead(call):
+    if call.softcap != 0.0 or call.logits.direct not in (SX_IN_PLACE, SX_SIXTEEN):
         top = block_top(x, length)
     reduce_block(call, rows, j, x, t, k0, length, top, next, scale, room)
+
+
+cdef bint map_sixteen(const sx_call* call, Rows* rows, int64_t j, int64_t k0, int64_t length,
+                      real* unused) noexcept nogil:
+    # The map of kept e into 16 bits; False: not such a map.
+    if real is float:
+        if (call.out_map.direct != SX_SIXTEEN or rows.lane[j] != FAST or is_squared(call)
+                or call.soft.rows.data != NULL or call.smoothing > 0.0
+                or not has_kept(call, rows, j, k0, length, unused)):
+            return False
+        sx_scale_run_sixteen(kept_block(rows, j, k0, length, unused),
+                             <float>sx_pow2(kept_steps(rows, j, k0)), <float>rows.a[j], length,
+                             call.out_map.rows.type & SX_TYPE_BRAIN != 0, call.streams,
+                             <uint16_t*>(rows.g[j] + k0 * sizeof(uint16_t)))
+        return True
+    else:
+        return False
 
 
 cdef void map_given(const sx_call* call, Rows* rows, int64_t j, const real* x, const real* t,

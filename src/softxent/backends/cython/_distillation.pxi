@@ -446,6 +446,7 @@ cdef int walk_group(const sx_call* call, Distillation* d, int64_t first, const s
     cdef int64_t j, b, k0, length, classes = call.n_classes
     cdef const real* x
     cdef const real* u
+    cdef real top
     cdef real* hard
     cdef real* out = <real*>(room + ROOM_OUT)
     for j in range(d.of_student.count):
@@ -454,8 +455,9 @@ cdef int walk_group(const sx_call* call, Distillation* d, int64_t first, const s
                 break
             k0 = b * BLOCK
             length = block_length(k0, classes)
-            x = row_block(&d.student, &d.of_student, j, k0, length, <real*>(room + ROOM_BLOCK))
-            u = row_block(&d.teacher, &d.of_teacher, j, k0, length, <real*>(room + ROOM_TARGETS))
+            x = row_block(&d.student, &d.of_student, j, k0, length, <real*>(room + ROOM_BLOCK), &top)
+            u = row_block(&d.teacher, &d.of_teacher, j, k0, length, <real*>(room + ROOM_TARGETS),
+                          &top)
             reduce_parts(d, j, x, u, k0, length, scale, room)
             if sx_tick(control, 2 * length):
                 return SX_STOPPED
@@ -472,8 +474,9 @@ cdef int walk_group(const sx_call* call, Distillation* d, int64_t first, const s
         for b in range(blocks_of(classes)):
             k0 = b * BLOCK
             length = block_length(k0, classes)
-            x = row_block(&d.student, &d.of_student, j, k0, length, <real*>(room + ROOM_BLOCK))
-            u = row_block(&d.teacher, &d.of_teacher, j, k0, length, <real*>(room + ROOM_TARGETS))
+            x = row_block(&d.student, &d.of_student, j, k0, length, <real*>(room + ROOM_BLOCK), &top)
+            u = row_block(&d.teacher, &d.of_teacher, j, k0, length, <real*>(room + ROOM_TARGETS),
+                          &top)
             hard = NULL
             if has_hard(d, j, FAST):
                 hard = <real*>(room + ROOM_CAPPED)

@@ -20,7 +20,7 @@ cdef int walk_rank(const sx_call* call, Rows* rows, int64_t first, sx_control* c
     cdef int64_t j, b, k0, length, rank
     cdef real* block = <real*>(room + ROOM_BLOCK)
     cdef const real* x
-    cdef real z_y
+    cdef real z_y, top
     cdef double value
     sx_float_subnormals(True)
     for j in range(rows.count):
@@ -34,7 +34,7 @@ cdef int walk_rank(const sx_call* call, Rows* rows, int64_t first, sx_control* c
             for b in range(blocks_of(call.n_classes)):
                 k0 = b * BLOCK
                 length = block_length(k0, call.n_classes)
-                x = row_block(call, rows, j, k0, length, block)
+                x = row_block(call, rows, j, k0, length, block, &top)
                 rank += count_before(x, length, rows.y[j] - k0, z_y)
                 if sx_tick(control, length):
                     return SX_STOPPED

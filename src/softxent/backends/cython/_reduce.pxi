@@ -85,9 +85,11 @@ cdef inline void see(Next* next, real* unused) noexcept nogil:
 cdef inline double fused(const real* x, int64_t stripes, int64_t place_1, int64_t place_2, real k,
                          real low, const real* next, real* e, double* lanes) noexcept nogil:
     if real is float:
-        return sx_exp_and_sum_f32(x, stripes, place_1, place_2, k, low, next, AHEAD + BLOCK * sizeof(real), e, lanes)
+        return sx_exp_and_sum_f32(x, stripes, place_1, place_2, k, low, next,
+                                  AHEAD + BLOCK * sizeof(real), e, lanes)
     else:
-        return sx_exp_and_sum_f64(x, stripes, place_1, place_2, k, low, next, AHEAD + BLOCK * sizeof(real), e, lanes)
+        return sx_exp_and_sum_f64(x, stripes, place_1, place_2, k, low, next,
+                                  AHEAD + BLOCK * sizeof(real), e, lanes)
 
 
 cdef inline void fused_tail(const real* x, int64_t length, int64_t place_1, int64_t place_2, real k,
@@ -118,9 +120,8 @@ cdef double exp_and_sum(const real* x, int64_t length, int64_t place_1, int64_t 
         lanes[j] = 0.0
     if scaling is sx_unit and SX_HAS_FUSED:
         if next.x == NULL:
-            # Its own largest once more: nobody asks for it.
             i = length & ~<int64_t>(STRIPE - 1)
-            fused(x, i // STRIPE, place_1, place_2, k, low, x, e, lanes)
+            fused(x, i // STRIPE, place_1, place_2, k, low, <const real*>NULL, e, lanes)
         else:
             i = min(length, next.length) & ~<int64_t>(STRIPE - 1)
             next.top = fused(x, i // STRIPE, place_1, place_2, k, low, <const real*>next.x, e, lanes)

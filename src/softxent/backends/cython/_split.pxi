@@ -65,6 +65,7 @@ cdef int split_reduce(const sx_call* call, Split* split, int64_t lo, int64_t hi,
     cdef sx_unit unit
     cdef char* room = sx_room()
     cdef const real* x
+    cdef real top = 0
     cdef int64_t u, j, k0, length, blocks = blocks_of(call.n_classes)
     none.x = NULL
     for u in range(lo, hi):
@@ -76,9 +77,10 @@ cdef int split_reduce(const sx_call* call, Split* split, int64_t lo, int64_t hi,
         start_fresh(&one, 1)
         one.y[0] = split.rows.y[j]
         one.e_to = <char*>split_e(call, split, j, k0, length, unused)
-        x = row_block(call, &split.rows, j, k0, length, <real*>(room + ROOM_BLOCK))
-        reduce_block(call, &one, 0, x, <const real*>NULL, k0, length, block_top(x, length), &none,
-                     &unit, room)
+        x = row_block(call, &split.rows, j, k0, length, <real*>(room + ROOM_BLOCK), &top)
+        if call.logits.direct != SX_SIXTEEN:
+            top = block_top(x, length)
+        reduce_block(call, &one, 0, x, <const real*>NULL, k0, length, top, &none, &unit, room)
         split.parts[u].n = one.n[0]
         split.parts[u].top = one.top[0] if one.lane[0] == FAST else INFINITY
         split.parts[u].e_top = one.e_top[0]
@@ -114,7 +116,8 @@ cdef int split_head(const sx_call* call, Split* split, sx_control* control,
 cdef int64_t split_place(const sx_call* call, Rows* rows, int64_t j, real* unused) noexcept nogil:
     # Of the largest, which is in the block that k_top begins.
     cdef int64_t k0 = rows.k_top[j], length = block_length(k0, call.n_classes)
-    cdef const real* x = row_block(call, rows, j, k0, length, <real*>(sx_room() + ROOM_BLOCK))
+    cdef real top
+    cdef const real* x = row_block(call, rows, j, k0, length, <real*>(sx_room() + ROOM_BLOCK), &top)
     return k0 + first_place(x, length, <real>rows.top[j])
 
 

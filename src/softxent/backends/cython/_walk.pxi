@@ -165,6 +165,11 @@ cdef extern from "lanes.h" nogil:
     void sx_stream_run_f64(const double* e, double shift, double a, int64_t length, double* to)
     void sx_stream_end()
 
+cdef extern from "sixteen_lanes.h" nogil:
+    float sx_widen_and_top(const uint16_t* p, int is_brain, int64_t length, float* to)
+    void sx_scale_run_sixteen(const float* e, float shift, float a, int64_t length, int is_brain,
+                              int streams, uint16_t* to)
+
 cdef extern from "elementary.h" nogil:
     ctypedef struct sx_power_f32:
         float k, low
@@ -772,15 +777,18 @@ cdef int map_next(const sx_call* call, Rows* rows, Place* at, const scaling* sca
     cdef const real* x = NULL
     cdef const real* t
     cdef real* out
+    cdef real top
     if j >= rows.count:
         return 0
     length = block_length(k0, call.n_classes)
     if call.logits.direct == SX_IN_PLACE or not has_kept(call, rows, j, k0, length, unused):
-        x = row_block(call, rows, j, k0, length, <real*>(room + ROOM_BLOCK))
+        x = row_block(call, rows, j, k0, length, <real*>(room + ROOM_BLOCK), &top)
     t = soft_block(call, rows, j, k0, length, <real*>(room + ROOM_TARGETS))
     if call.out_map.direct == SX_IN_PLACE:
         out = <real*>(rows.g[j] + k0 * stride)
         map_given(call, rows, j, x, t, out, k0, length, scale, half, room)
+    elif map_sixteen(call, rows, j, k0, length, unused):
+        pass
     elif rows.lane[j] == FAST:
         out = <real*>(room + ROOM_OUT)
         map_given(call, rows, j, x, t, out, k0, length, scale, half, room)
@@ -831,9 +839,9 @@ cdef int walk_rows(const sx_call* call, Rows* rows, Rows* before, Rows* second, 
         for b in range(blocks_of(classes)):
             k0 = b * BLOCK
             length = block_length(k0, classes)
-            x = row_block(call, rows, j, k0, length, <real*>(room + ROOM_BLOCK))
-            t = soft_block(call, rows, j, k0, length, <real*>(room + ROOM_TARGETS))
             top = <real>next.top
+            x = row_block(call, rows, j, k0, length, <real*>(room + ROOM_BLOCK), &top)
+            t = soft_block(call, rows, j, k0, length, <real*>(room + ROOM_TARGETS))
             if sees_ahead(call):
                 if k0 + length < classes:
                     next.x = <const char*>(x + length)

@@ -324,11 +324,10 @@ SX_INLINE __m512 sx_top_part(const float *next, int v, __m512 top)
 }
 
 /* Of `stripes` times 256 elements: e, and their sums but for two places (-1: none), added to 64 lanes.
-   `next`: as many of the next block, whose largest is returned; what lies `ahead` bytes behind x is
-   fetched. */
-static float sx_exp_and_sum_f32(const float *x, int64_t stripes, int64_t place_1, int64_t place_2,
-                                float k, float low, const float *next, int64_t ahead, float *e,
-                                double *lanes)
+   `next`: as many of the next block, whose largest is returned, and what lies `ahead` bytes behind x
+   is fetched; NULL: neither. */
+SX_INLINE float sx_fused_f32(const float *x, int64_t stripes, int64_t place_1, int64_t place_2, float k,
+                             float low, const float *next, int64_t ahead, float *e, double *lanes)
 {
     __m512 k16 = _mm512_set1_ps(k), low16 = _mm512_set1_ps(low);
     __m512 t0 = _mm512_set1_ps(-INFINITY), t1 = t0, t2 = t0, t3 = t0;
@@ -337,17 +336,22 @@ static float sx_exp_and_sum_f32(const float *x, int64_t stripes, int64_t place_1
     __m512d s4 = _mm512_loadu_pd(lanes + 32), s5 = _mm512_loadu_pd(lanes + 40);
     __m512d s6 = _mm512_loadu_pd(lanes + 48), s7 = _mm512_loadu_pd(lanes + 56);
     int64_t s;
-    for (s = 0; s < stripes; s++, x += 256, next += 256, e += 256, place_1 -= 256, place_2 -= 256) {
-        sx_prefetch((const char *)x + ahead, 1024);
+    for (s = 0; s < stripes; s++, x += 256, e += 256, place_1 -= 256, place_2 -= 256) {
+        if (next != NULL)
+            sx_prefetch((const char *)x + ahead, 1024);
         if ((uint64_t)place_1 >= 256 && (uint64_t)place_2 >= 256) {
             sx_fused_part(x, 0, k16, low16, 1, NULL, e, &s0, &s1);
-            t0 = sx_top_part(next, 0, t0);
+            if (next != NULL)
+                t0 = sx_top_part(next + 256 * s, 0, t0);
             sx_fused_part(x, 16, k16, low16, 1, NULL, e, &s2, &s3);
-            t1 = sx_top_part(next, 16, t1);
+            if (next != NULL)
+                t1 = sx_top_part(next + 256 * s, 16, t1);
             sx_fused_part(x, 32, k16, low16, 1, NULL, e, &s4, &s5);
-            t2 = sx_top_part(next, 32, t2);
+            if (next != NULL)
+                t2 = sx_top_part(next + 256 * s, 32, t2);
             sx_fused_part(x, 48, k16, low16, 1, NULL, e, &s6, &s7);
-            t3 = sx_top_part(next, 48, t3);
+            if (next != NULL)
+                t3 = sx_top_part(next + 256 * s, 48, t3);
         } else {
             uint64_t kept[4] = {~(uint64_t)0, ~(uint64_t)0, ~(uint64_t)0, ~(uint64_t)0};
             if ((uint64_t)place_1 < 256)
@@ -355,13 +359,17 @@ static float sx_exp_and_sum_f32(const float *x, int64_t stripes, int64_t place_1
             if ((uint64_t)place_2 < 256)
                 kept[place_2 / 64] &= ~((uint64_t)1 << place_2 % 64);
             sx_fused_part(x, 0, k16, low16, 0, kept, e, &s0, &s1);
-            t0 = sx_top_part(next, 0, t0);
+            if (next != NULL)
+                t0 = sx_top_part(next + 256 * s, 0, t0);
             sx_fused_part(x, 16, k16, low16, 0, kept, e, &s2, &s3);
-            t1 = sx_top_part(next, 16, t1);
+            if (next != NULL)
+                t1 = sx_top_part(next + 256 * s, 16, t1);
             sx_fused_part(x, 32, k16, low16, 0, kept, e, &s4, &s5);
-            t2 = sx_top_part(next, 32, t2);
+            if (next != NULL)
+                t2 = sx_top_part(next + 256 * s, 32, t2);
             sx_fused_part(x, 48, k16, low16, 0, kept, e, &s6, &s7);
-            t3 = sx_top_part(next, 48, t3);
+            if (next != NULL)
+                t3 = sx_top_part(next + 256 * s, 48, t3);
         }
     }
     _mm512_storeu_pd(lanes, s0), _mm512_storeu_pd(lanes + 8, s1);
@@ -369,6 +377,15 @@ static float sx_exp_and_sum_f32(const float *x, int64_t stripes, int64_t place_1
     _mm512_storeu_pd(lanes + 32, s4), _mm512_storeu_pd(lanes + 40, s5);
     _mm512_storeu_pd(lanes + 48, s6), _mm512_storeu_pd(lanes + 56, s7);
     return sx_fold_top_f32(t0, t1, t2, t3);
+}
+
+static float sx_exp_and_sum_f32(const float *x, int64_t stripes, int64_t place_1, int64_t place_2,
+                                float k, float low, const float *next, int64_t ahead, float *e,
+                                double *lanes)
+{
+    if (next == NULL)
+        return sx_fused_f32(x, stripes, place_1, place_2, k, low, NULL, 0, e, lanes);
+    return sx_fused_f32(x, stripes, place_1, place_2, k, low, next, ahead, e, lanes);
 }
 
 /* Fewer than 256 elements, the same stripe with +0 behind its end, up to whole lanes: e, and the sums of
@@ -481,15 +498,15 @@ SX_INLINE __m512d sx_top_part_f64(const double *next, int v, __m512d top)
     return _mm512_max_pd(_mm512_loadu_pd(next + v + 192), top);
 }
 
-static double sx_exp_and_sum_f64(const double *x, int64_t stripes, int64_t place_1, int64_t place_2,
-                                 double k, double low, const double *next, int64_t ahead, double *e,
-                                 double *lanes)
+SX_INLINE double sx_fused_f64(const double *x, int64_t stripes, int64_t place_1, int64_t place_2,
+                              double k, double low, const double *next, int64_t ahead, double *e,
+                              double *lanes)
 {
     __m512d k8 = _mm512_set1_pd(k), low8 = _mm512_set1_pd(low);
     __m512d t0 = _mm512_set1_pd(-INFINITY), t1 = t0;
     int64_t s;
     int v;
-    for (s = 0; s < stripes; s++, x += 256, next += 256, e += 256, place_1 -= 256, place_2 -= 256) {
+    for (s = 0; s < stripes; s++, x += 256, e += 256, place_1 -= 256, place_2 -= 256) {
         uint64_t kept[4] = {~(uint64_t)0, ~(uint64_t)0, ~(uint64_t)0, ~(uint64_t)0};
         int all = (uint64_t)place_1 >= 256 && (uint64_t)place_2 >= 256;
         if ((uint64_t)place_1 < 256)
@@ -498,7 +515,8 @@ static double sx_exp_and_sum_f64(const double *x, int64_t stripes, int64_t place
             kept[place_2 / 64] &= ~((uint64_t)1 << place_2 % 64);
         for (v = 0; v < 64; v += 8) {
             __m512d a, b, c, d;
-            sx_prefetch((const char *)(x + 4 * v) + ahead, 256);
+            if (next != NULL)
+                sx_prefetch((const char *)(x + 4 * v) + ahead, 256);
             a = sx_exp_f64x8(_mm512_loadu_pd(x + v), k8, low8);
             b = sx_exp_f64x8(_mm512_loadu_pd(x + v + 64), k8, low8);
             c = sx_exp_f64x8(_mm512_loadu_pd(x + v + 128), k8, low8);
@@ -515,13 +533,22 @@ static double sx_exp_and_sum_f64(const double *x, int64_t stripes, int64_t place
             }
             a = _mm512_add_pd(_mm512_add_pd(_mm512_add_pd(a, b), c), d);
             _mm512_storeu_pd(lanes + v, _mm512_add_pd(_mm512_loadu_pd(lanes + v), a));
-            if (v % 16 == 0)
-                t0 = sx_top_part_f64(next, v, t0);
-            else
-                t1 = sx_top_part_f64(next, v, t1);
+            if (next != NULL && v % 16 == 0)
+                t0 = sx_top_part_f64(next + 256 * s, v, t0);
+            else if (next != NULL)
+                t1 = sx_top_part_f64(next + 256 * s, v, t1);
         }
     }
     return sx_fold_top_f64(_mm512_max_pd(t1, t0));
+}
+
+static double sx_exp_and_sum_f64(const double *x, int64_t stripes, int64_t place_1, int64_t place_2,
+                                 double k, double low, const double *next, int64_t ahead, double *e,
+                                 double *lanes)
+{
+    if (next == NULL)
+        return sx_fused_f64(x, stripes, place_1, place_2, k, low, NULL, 0, e, lanes);
+    return sx_fused_f64(x, stripes, place_1, place_2, k, low, next, ahead, e, lanes);
 }
 
 SX_INLINE __m512d sx_short_part_f64(const double *x, int v, int64_t parts, __m512d k, __m512d low,

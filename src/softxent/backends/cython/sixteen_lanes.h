@@ -1,0 +1,113 @@
+/* 16-bit logits and gradients on their way, each in one loop: as lanes.h, for sixteen.h. */
+#ifndef SOFTXENT_SIXTEEN_LANES_H
+#define SOFTXENT_SIXTEEN_LANES_H
+
+#include "lanes.h"
+#include "sixteen.h"
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define SX_HAS_SIXTEEN_LANES 1
+
+SX_INLINE __m512 sx_f32x16_of_sixteen(__m256i h, int is_brain)
+{
+    return is_brain ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))
+                    : _mm512_cvtph_ps(h);
+}
+
+SX_INLINE __m256i sx_sixteen_of_f32x16(__m512 x, int is_brain)
+{
+    __m512i u, odd, rounded;
+    __mmask16 is_nan;
+    if (!is_brain)
+        return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+    u = _mm512_castps_si512(x);
+    odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    rounded = _mm512_srli_epi32(
+        _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    is_nan = _mm512_cmpgt_epu32_mask(_mm512_and_si512(u, _mm512_set1_epi32(0x7fffffff)),
+                                     _mm512_set1_epi32(0x7f800000));
+    rounded = _mm512_mask_or_epi32(rounded, is_nan, _mm512_srli_epi32(u, 16),
+                                   _mm512_set1_epi32(0x40));
+    return _mm512_cvtepi32_epi16(rounded);
+}
+
+SX_INLINE float sx_widen_part(const uint16_t *from, int is_brain, int64_t length, float *to)
+{
+    __m512 low = _mm512_set1_ps(-INFINITY), top[4] = {low, low, low, low};
+    int64_t i = 0;
+    int v;
+    for (; i + SX_LANES <= length; i += SX_LANES)
+        for (v = 0; v < 4; v++) {
+            __m512 x = sx_f32x16_of_sixteen(
+                _mm256_loadu_si256((const __m256i *)(from + i + 16 * v)), is_brain);
+            _mm512_storeu_ps(to + i + 16 * v, x);
+            top[v] = _mm512_max_ps(x, top[v]);
+        }
+    for (v = 0; v < 4 && i + 16 * v < length; v++) {
+        __mmask16 m = (__mmask16)(sx_first_lanes(length - i) >> 16 * v);
+        __m512 x = sx_f32x16_of_sixteen(_mm256_maskz_loadu_epi16(m, from + i + 16 * v), is_brain);
+        _mm512_mask_storeu_ps(to + i + 16 * v, m, x);
+        top[v] = _mm512_mask_max_ps(top[v], m, x, top[v]);
+    }
+    return sx_fold_top_f32(top[0], top[1], top[2], top[3]);
+}
+
+SX_INLINE int64_t sx_narrow_part(const float *e, float shift, float a, int64_t length, int is_brain,
+                                 int streams, uint16_t *to)
+{
+    __m512 by = _mm512_set1_ps(shift), factor = _mm512_set1_ps(a), zero = _mm512_setzero_ps();
+    int64_t i = 0;
+    for (; i + 32 <= length; i += 32) {
+        __m512 lower = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_loadu_ps(e + i), by), factor, zero);
+        __m512 upper = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_loadu_ps(e + i + 16), by), factor, zero);
+        __m512i both = _mm512_inserti64x4(
+            _mm512_castsi256_si512(sx_sixteen_of_f32x16(lower, is_brain)),
+            sx_sixteen_of_f32x16(upper, is_brain), 1);
+        if (streams)
+            _mm512_stream_si512((__m512i *)(to + i), both);
+        else
+            _mm512_storeu_si512(to + i, both);
+    }
+    return i;
+}
+#endif
+
+/* As float32; returns the largest, -INFINITY where there is none but NaN. */
+static float sx_widen_and_top(const uint16_t *from, int is_brain, int64_t length, float *to)
+{
+#if defined(SX_HAS_SIXTEEN_LANES)
+    return is_brain ? sx_widen_part(from, 1, length, to) : sx_widen_part(from, 0, length, to);
+#else
+    sx_widen(from, is_brain, length, to);
+    return sx_top_f32(to, length);
+#endif
+}
+
+/* e times a power of two, then times a, then + 0, as 16 bits; past the caches if `streams`. */
+static void sx_scale_run_sixteen(const float *e, float shift, float a, int64_t length, int is_brain,
+                                 int streams, uint16_t *to)
+{
+    float part[256];
+    int64_t i = 0, n;
+#if defined(SX_HAS_SIXTEEN_LANES)
+    if (streams) {
+        i = sx_before_line(to, 2, length);    /* fewer than 32 */
+        sx_scale_run_f32(e, shift, a, i, part);
+        sx_narrow(part, is_brain, i, to);
+        i += is_brain ? sx_narrow_part(e + i, shift, a, length - i, 1, 1, to + i)
+                      : sx_narrow_part(e + i, shift, a, length - i, 0, 1, to + i);
+    } else {
+        i = is_brain ? sx_narrow_part(e, shift, a, length, 1, 0, to)
+                     : sx_narrow_part(e, shift, a, length, 0, 0, to);
+    }
+#else
+    (void)streams;
+#endif
+    for (; i < length; i += n) {
+        n = length - i < 256 ? length - i : 256;
+        sx_scale_run_f32(e + i, shift, a, n, part);
+        sx_narrow(part, is_brain, n, to + i);
+    }
+}
+
+#endif
