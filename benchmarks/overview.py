@@ -504,6 +504,7 @@ def render(data: dict[str, Any]) -> str:
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True)
+    templates.policies["json.dumps_kwargs"] = {"sort_keys": False}
     templates.globals.update(
         figure=figure, quantity=quantity, change=change, text_of=text_of, is_web=is_web,
         most_regressions=REGRESSIONS)

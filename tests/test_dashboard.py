@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -402,6 +403,22 @@ def test_links_to_commits_are_of_the_web(data, overview):
     assert link not in spoilt
 
 
+def test_the_projects_own_results(tmp_path, dashboard, overview):
+    config = BENCHMARKS / "asv.conf.json"
+    if not (BENCHMARKS / "results" / "benchmarks.json").is_file():
+        pytest.skip("the project has no results here")
+    if subprocess.run(["git", "rev-parse", "-q", "--verify", "main"], cwd=BENCHMARKS, check=False,
+                      capture_output=True).returncode:
+        pytest.skip("asv wants the branch main of a repository")
+    target = tmp_path / "built"
+    assert dashboard.main(["--config", str(config), "--out", str(target)]) == 0
+    built = json.loads((target / "overview.json").read_text(encoding="utf-8"))
+    assert built["unread"] == []
+    tables = {table["title"] for section in built["sections"] for table in section["tables"]}
+    assert tables == {table.title for table in overview.TABLES}
+    assert [line for table in built["sections"][0]["tables"] for line in table["missing"]] == []
+
+
 # ---- no network ----------------------------------------------------------------------------------
 
 
@@ -556,3 +573,191 @@ def test_serves_until_ctrl_c(project, tmp_path, heeds_ctrl_c):
         child.kill()
         child.wait()
     assert (child.returncode, out.strip(), err) == (0, "", "")
+
+
+# ---- in a browser --------------------------------------------------------------------------------
+
+
+class Browser:
+    """Chromium, with what it asked for, what failed and what its console says."""
+
+    def __init__(self, driver, address: str):
+        self.driver, self.address = driver, address
+
+    def wait_for(self, script: str):
+        """Wait until a script returns something, and return it."""
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        return WebDriverWait(self.driver, 30, 0.1).until(
+            lambda driver: driver.execute_script(f"return {script}"), message=script)
+
+    def requests(self) -> list[str]:
+        """Addresses asked for since the last time; all were answered, by the server, and well."""
+        asked, answered = {}, {}
+        for entry in self.driver.get_log("performance"):
+            message = json.loads(entry["message"])["message"]
+            parameters = message["params"]
+            if message["method"] == "Network.requestWillBeSent":
+                asked[parameters["requestId"]] = parameters["request"]["url"]
+            elif message["method"] == "Network.responseReceived":
+                answered[parameters["requestId"]] = parameters["response"]["status"]
+            else:
+                assert message["method"] != "Network.loadingFailed", message
+        assert {url for url in asked.values() if not url.startswith(self.address)} == set()
+        assert {asked[key]: answered.get(key) for key in asked} == dict.fromkeys(
+            asked.values(), 200)
+        return list(asked.values())
+
+    def console(self) -> list[str]:
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+
+@pytest.fixture(scope="module")
+def browser(site, dashboard, tmp_path_factory):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="drives the browser")
+    chromium, driver = dashboard.chromium(), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("there is no Chromium with its driver (Debian: chromium, chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in dashboard.CHROMIUM_FLAGS:
+        options.add_argument(flag)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    options.add_argument("--window-size=1300,900")
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    with dashboard.server(site, 0) as serving:
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        try:
+            with webdriver.Chrome(options, webdriver.ChromeService(driver)) as started:
+                # It begins with pages of its own.
+                started.get("about:blank")
+                started.get_log("performance")
+                yield Browser(started, f"http://127.0.0.1:{serving.server_port}/")
+        finally:
+            serving.shutdown()
+            thread.join()
+
+
+FIGURES = """[...document.querySelectorAll("data.figure")].map(
+    element => [element.dataset.benchmark, element.dataset.parameters, element.value,
+                element.textContent])"""
+SCALES = {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "kB": 1e3, "MB": 1e6, "ulp": 1.0, "": 1.0}
+
+
+def read_again(text: str) -> float:
+    """The number that a figure was before it was written for people."""
+    number, unit = re.fullmatch(r"([\d.,]+)\s*(.*)", text).groups()
+    number = float(number.replace(",", ""))
+    if unit == "× faster":
+        return 1.0 / number
+    if unit == "%":
+        return 100.0 / number
+    return number if unit == "× slower" else number * SCALES[unit]
+
+
+def test_browser_overview(browser, newest):
+    browser.driver.get(browser.address)
+    assert browser.driver.title == "softxent & <co>: benchmarks"
+    shown = browser.driver.execute_script(
+        f"document.querySelectorAll('details').forEach(each => each.open = true); return {FIGURES}")
+    asked = browser.requests()
+    assert len([url for url in asked if url.endswith(".svg")]) > 10
+    assert browser.console() == []
+    assert browser.driver.execute_script(
+        "return [...document.images].every(image => image.naturalWidth > 0)")
+    of_first_machine = browser.driver.execute_script(
+        "return document.querySelector('details').querySelectorAll('data.figure').length")
+    assert of_first_machine > 30
+    for name, parameters, value, text in shown[:of_first_machine]:
+        figure = newest[name, tuple(json.loads(parameters).values())]
+        assert value == ("" if figure is None else repr(figure))
+        if figure is None:
+            assert text == "–"
+        else:
+            assert read_again(text) == pytest.approx(figure, rel=1e-2), (name, parameters)
+
+
+def test_browser_phone(browser):
+    """Nothing but the tables is wider than a phone; they scroll by themselves."""
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
+        "width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True})
+    try:
+        browser.driver.get(browser.address)
+        assert browser.driver.execute_script("return document.documentElement.scrollWidth") == 360
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.requests()
+
+
+def test_browser_series(browser, newest):
+    """A figure leads to asv's graph of it, which is drawn."""
+    browser.driver.get(browser.address)
+    link = browser.driver.execute_script("""
+        return [...document.querySelectorAll("td a")].find(link => link.querySelector(
+            "data[data-benchmark='loss.LossGrad.time_loss_grad']")).href""")
+    browser.driver.get(link)
+    # The line's colour, in the picture of the graph.
+    drawn = browser.wait_for("""(() => {
+        const canvas = document.querySelector("#main-graph canvas.flot-base");
+        if (!canvas || !canvas.width) return 0;
+        const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+        let count = 0;
+        for (let i = 0; i < pixels.length; i += 4)
+            count += pixels[i] == 0x24 && pixels[i + 1] == 0x7a && pixels[i + 2] == 0xad;
+        return count;
+    })()""")
+    assert drawn > 100
+    words = browser.driver.execute_script("return document.body.innerText")
+    assert "loss.LossGrad.time_loss_grad" in words
+    # What was chosen is what the figure is of, and no other series.
+    chosen = browser.driver.execute_script("""
+        return [...document.querySelectorAll("#graphdisplay-navigation .btn.active")].map(
+            button => button.innerText.trim())""")
+    assert {MACHINES[0], "cython", SHAPES[0], "2"} <= set(chosen)
+    assert {MACHINES[1], "numba", *SHAPES[1:]}.isdisjoint(chosen)
+    asked = browser.requests()
+    assert any("/vendor/jquery.flot.js" in url for url in asked)
+    assert any("/graphs/" in url for url in asked)
+    assert browser.console() == []
+
+
+def test_browser_regressions(browser, data):
+    browser.driver.get(browser.address + "asv/index.html#/regressions")
+    rows = browser.wait_for("""(() => {
+        const rows = document.querySelectorAll("#regressions-body tbody tr");
+        return rows.length && [...rows].map(row => row.innerText);
+    })()""")
+    for found in data["regressions"]:
+        assert any(row.startswith(found["benchmark"]) for row in rows)
+    # Sorted by name.
+    browser.driver.execute_script(
+        "document.querySelector('#regressions-body thead th').click()")
+    browser.wait_for("""(() => {
+        const rows = [...document.querySelectorAll("#regressions-body tbody tr")];
+        const names = rows.map(row => row.cells[0].innerText);
+        return names.every((name, i) => !i || names[i - 1].localeCompare(name) <= 0);
+    })()""")
+    for page in ("#/", "#/summarylist"):
+        browser.driver.get(browser.address + "asv/index.html" + page)
+        browser.wait_for("document.body.innerText.includes('time_thing')")
+    browser.requests()
+    assert browser.console() == []
+
+
+def test_browser_refuses_other_hosts(browser):
+    browser.driver.get(browser.address + "asv/index.html")
+    refused = browser.driver.execute_async_script("""
+        const done = arguments[0];
+        document.addEventListener("securitypolicyviolation", event => done(event.blockedURI));
+        new Image().src = "http://127.0.0.2:9/elsewhere.png";""")
+    assert refused == "http://127.0.0.2:9/elsewhere.png"
+
+
+def test_screenshots(browser, site, dashboard, tmp_path, monkeypatch):
+    monkeypatch.setattr(dashboard, "SCREENSHOTS", {
+        "series": dashboard.SCREENSHOTS["series"]})
+    dashboard.take_screenshots(site, tmp_path)
+    picture = (tmp_path / "dashboard-series.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert 5_000 < len(picture) < 150_000
