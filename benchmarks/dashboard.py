@@ -205,9 +205,11 @@ def publish(config: Path, target: Path) -> None:
 def build(config: Path, target: Path) -> None:
     """Build the site in a folder, which it replaces once the new one is complete."""
     config, target = config.resolve(), target.resolve()
-    is_ours = any((target / name).is_file() for name in ("overview.json", "info.json"))
-    if target.exists() and not is_ours and any(target.iterdir()):
-        raise DashboardError(f"{target} has files that are no dashboard: take an empty folder")
+    if target.exists():
+        # This one's, or one that asv has made by itself.
+        is_site = (target / "asv" / "asv.js").is_file() or (target / "asv.js").is_file()
+        if not target.is_dir() or (not is_site and any(target.iterdir())):
+            raise DashboardError(f"{target} is no dashboard: take an empty or a new folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as scratch:
         site = Path(scratch, "site")

@@ -532,8 +532,11 @@ def test_a_failure_leaves_the_site_that_was(tmp_path, dashboard, project, capsys
 def test_a_folder_of_other_things_is_kept(tmp_path, dashboard, project, capsys):
     (tmp_path / "thesis.tex").write_text("", encoding="utf-8")
     assert dashboard.main(["--config", str(project.config), "--out", str(tmp_path)]) == 1
-    assert "take an empty folder" in capsys.readouterr().err
-    assert (tmp_path / "thesis.tex").is_file()
+    assert "take an empty or a new folder" in capsys.readouterr().err
+    file = tmp_path / "thesis.tex"
+    assert dashboard.main(["--config", str(project.config), "--out", str(file)]) == 1
+    assert "take an empty or a new folder" in capsys.readouterr().err
+    assert file.is_file()
 
 
 def test_bad_arguments(tmp_path, dashboard, project, site, monkeypatch, capsys):
