@@ -256,6 +256,8 @@ def server(site: Path, port: int) -> http.server.ThreadingHTTPServer:
 CHROMIUM_FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync")
+#: In a picture, shades of the edges of letters and lines included.
+COLOURS = 160
 #: Name of the picture: (page, width, height, dark).
 SCREENSHOTS = {
     "overview": ("", 1100, 1500, False),
@@ -310,7 +312,7 @@ def _fewer_colours(file: Path) -> None:
     from PIL import Image  # Matplotlib's
 
     with Image.open(file) as picture:
-        small = picture.convert("RGB").quantize(64)
+        small = picture.convert("RGB").quantize(COLOURS)
     small.save(file, optimize=True)
 
 

@@ -13,6 +13,7 @@ What was not measured, was skipped or has failed is None with a `status`, never 
 from __future__ import annotations
 
 import ast
+import collections
 import contextlib
 import datetime
 import itertools
@@ -114,7 +115,7 @@ class Run:
         for combination, value in zip(combinations, values, strict=True):
             if value is None:
                 found.append((None, "failed" if combination in had else "not measured"))
-            elif math.isnan(value):
+            elif math.isnan(value):  # by itself, or not chosen in that run
                 found.append((None, "skipped"))
             else:
                 found.append((value, "measured") if math.isfinite(value) else (None, "failed"))
@@ -240,12 +241,13 @@ def rows_of(table: Table, runs: list[Run], newest: int,
             parameters = found["parameters"]
             if parameters.get("n_threads") != most:
                 continue
-            others = tuple(text_of(value) for key, value in parameters.items()
-                           if key not in (table.columns, "n_threads"))
+            named = [key for key in parameters if key not in (table.columns, "n_threads")]
+            others = tuple(text_of(parameters[key]) for key in named)
             short = name.rpartition(".")[2].partition("_")[2].replace("_", " ")
             title = " · ".join(([short] if len(names) > 1 or not others else []) + [*others])
             row = rows.setdefault(others, {
                 "title": title, "cells": {},
+                "header": " · ".join(named) if named and len(names) == 1 else "benchmark",
                 "shape": text_of(parameters["shape"]) if "shape" in parameters else None})
             column = text_of(parameters[table.columns]) if table.columns in parameters else ""
             row["cells"][column] = found
@@ -254,7 +256,10 @@ def rows_of(table: Table, runs: list[Run], newest: int,
 
 def worst(rows: list[dict[str, Any]], columns: list[str],
           newest: int) -> Iterator[dict[str, Any]]:
-    """Yield a row a benchmark: the largest figure of each column, at each commit."""
+    """Yield a row a benchmark: the largest figure of each column, at each commit.
+
+    Of those that the newest commit has; a commit that lacks one of them cannot be compared.
+    """
     names = dict.fromkeys(found["benchmark"] for row in rows for found in row["cells"].values())
     for name in names:
         largest_of = {}
@@ -263,14 +268,16 @@ def worst(rows: list[dict[str, Any]], columns: list[str],
                          and row["cells"][column]["benchmark"] == name]
             if not of_column:
                 continue
-            history = [max((value for value in values if value is not None), default=None)
-                       for values in zip(*(found["history"] for found in of_column), strict=True)]
-            largest = max(of_column, key=lambda found: -1.0 if found["value"] is None
-                          else found["value"])
+            known = [found for found in of_column if found["value"] is not None]
+            largest = max(known, key=lambda found: found["value"], default=of_column[0])
+            history = [None if None in values else max(values)
+                       for values in zip(*(found["history"] for found in known), strict=True)
+                       ] or [None] * len(largest["history"])
             largest_of[column] = {**largest, "history": history,
                                   "before": last_before(history, newest)}
         short = name.rpartition("_")[2]
-        yield {"title": f"worst of all: {short}", "shape": None, "cells": largest_of}
+        yield {"title": f"worst of all: {short}", "header": "benchmark", "shape": None,
+               "cells": largest_of}
 
 
 def table_of(table: Table, runs: list[Run], main_shapes: set[str],
@@ -283,6 +290,8 @@ def table_of(table: Table, runs: list[Run], main_shapes: set[str],
     newest = max(present)
     rows = [row for row in rows_of(table, runs, newest, index)
             if any(map(is_known, row["cells"].values()))]
+    if not rows:
+        return None
     columns = list(dict.fromkeys(column for row in rows for column in row["cells"]))
     columns = [column for column in columns if any(
         is_known(row["cells"][column]) for row in rows if column in row["cells"])]
@@ -293,7 +302,7 @@ def table_of(table: Table, runs: list[Run], main_shapes: set[str],
     main = [row for row in rows if row["shape"] in main_shapes or row["shape"] is None]
     return {
         "title": table.title, "about": table.about, "style": table.style,
-        "row_header": "shape" if all(row["shape"] for row in rows) else "benchmark",
+        "row_header": rows[0]["header"],
         "columns": columns, "commit": newest,
         "missing": [name for name in table.benchmarks if name not in {
             found["benchmark"] for row in rows for found in row["cells"].values()}],
@@ -392,6 +401,9 @@ def overview(config: Path, site: Path) -> dict[str, Any]:
     titles = subjects(sorted({run.results.commit_hash for run in runs}), config.parent)
     sections = [section_of(place, index, titles) for place in
                 sorted(by_place.values(), key=lambda place: -place[-1].revision)]
+    machines = collections.Counter(machine for machine, _ in by_place)
+    for section in sections:
+        section["shares_machine"] = machines[section["machine"]["machine"]] > 1
     return {
         "project": conf.project, "asv": info["asv-version"], "made": day(info["timestamp"]),
         "commit_url": conf.show_commit_url, "results": conf.results_dir,

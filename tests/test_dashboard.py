@@ -256,6 +256,26 @@ def test_worst_of_all_is_the_largest(data, newest):
             assert found["history"][-1] == found["value"]
 
 
+def test_worst_of_all_compares_like_with_like(overview):
+    """A loss that is new is no change for the worse, and a missing one none for the better."""
+    def row(loss, history):
+        return {"title": loss, "shape": None, "cells": {"numba": {
+            "benchmark": "a.b_loss", "value": history[-1], "history": history, "before": None}}}
+
+    def found(*rows):
+        (row,) = overview.worst(list(rows), ["numba"], 2)
+        return row["cells"]["numba"]
+
+    new = found(row("old", [1.0, 2.0, 1.5]), row("new", [None, None, 3.0]))
+    assert (new["value"], new["before"], new["history"]) == (3.0, None, [None, None, 3.0])
+    gap = found(row("one", [1.0, 2.0, 1.5]), row("two", [3.0, None, 1.0]))
+    assert (gap["value"], gap["before"], gap["history"]) == (1.5, 3.0, [3.0, None, 1.5])
+    gone = found(row("one", [1.0, 2.0, 1.5]), row("two", [3.0, 3.0, None]))
+    assert (gone["value"], gone["before"]) == (1.5, 2.0)
+    none = found(row("one", [1.0, 2.0, None]))
+    assert (none["value"], none["before"], none["history"]) == (None, None, [None] * 3)
+
+
 def test_what_has_no_figure_is_no_number(data, page):
     ratio = cells_of(table_named(data, "Beside other libraries"))
     assert ratio["65536x10", "PyTorch"]["status"] == "skipped"
@@ -267,8 +287,8 @@ def test_what_has_no_figure_is_no_number(data, page):
     assert (failed["status"], failed["value"], failed["sparkline"]) == ("failed", None, None)
     assert set(failed["history"]) == {None}
     assert "loss.LossGrad.time_loss_grad" in data["sections"][0]["failed"]
-    for status in ("skipped", "failed"):
-        assert re.search(rf'value=""[^>]*>–</data>\s*<small>{status}</small>', page)
+    assert re.search(r'value=""[^>]*PyTorch[^>]*>–</data>\s*</td>', page)
+    assert re.search(r'value=""[^>]*>–</data>\s*<small class="bad">failed</small>', page)
     assert not re.search(r"\b(NaN|nan|None|null)\b", page)
 
 
@@ -364,6 +384,17 @@ def test_figures_of_an_older_version_of_a_benchmark_are_not_compared(tmp_path, d
     assert dashboard.main(["--config", str(config), "--out", str(tmp_path / "built")]) == 0
     built = json.loads((tmp_path / "built" / "overview.json").read_text(encoding="utf-8"))
     assert "A small call" in built["sections"][0]["left_out"]
+
+
+def test_figures_of_other_parameters_are_not_compared(tmp_path, dashboard, project):
+    config = copy_of(project, tmp_path)
+    file = tmp_path / "results" / "benchmarks.json"
+    benchmarks = json.loads(file.read_text(encoding="utf-8"))
+    benchmarks["memory.Memory.peakmem_loss_grad"]["params"] = [["'1x2'"]]
+    file.write_text(json.dumps(benchmarks), encoding="utf-8")
+    assert dashboard.main(["--config", str(config), "--out", str(tmp_path / "built")]) == 0
+    built = json.loads((tmp_path / "built" / "overview.json").read_text(encoding="utf-8"))
+    assert "Peak memory" in built["sections"][0]["left_out"]
 
 
 @pytest.mark.parametrize(("value", "unit", "text"), [
