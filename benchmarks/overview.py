@@ -369,7 +369,7 @@ def regressions_of(site: Path, index: dict[str, Any]) -> list[dict[str, Any]]:
         commits = [index["revision_to_hash"][str(at)] for at in (first, revision)
                    if at is not None]
         found.append({
-            "benchmark": name, "parameters": parameters, "unit": benchmark.get("unit", ""),
+            "benchmark": name, "parameters": parameters, "unit": benchmark.get("unit") or "",
             # The rest of machine.json goes with the machine's name.
             "where": {key: value for key, value in graph.items() if key not in described},
             "revision": revision, "commits": commits,
@@ -449,9 +449,10 @@ def draw_sparklines(data: dict[str, Any], site: Path) -> None:
             axes.plot(heights, color=LINE, linewidth=1.5, marker="o", markersize=2.5)
             if found["value"] is not None:
                 axes.plot([table["commit"]], [found["value"]], "o", color=POINT, markersize=4.5)
-            top = max(past for past in found["history"] if past is not None)
+            known = [0.0, *(past for past in found["history"] if past is not None)]
+            room = 0.15 * (max(known) - min(known) or 1.0)
             axes.set_xlim(-0.5, len(heights) - 0.5)
-            axes.set_ylim(-0.12 * top, 1.15 * top or 1.0)
+            axes.set_ylim(min(known) - room, max(known) + room)
             file = f"{next(numbers)}.svg"
             canvas.savefig(folder / file, transparent=True, metadata={"Date": None})
             found["sparkline"] = f"sparklines/{file}"

@@ -81,11 +81,13 @@ class Project:
         self.folder, self.suite = folder, suite
         self.results = folder / "results"
         self.git("init", "-q", "-b", "main")
+        for setting in ("user.name=t", "user.email=t@t", "commit.gpgsign=false"):
+            self.git("config", *setting.split("="))
         self.commits = []
         for number in range(commits):
             date = f"2024-03-{number + 1:02} 12:00:00 +0000"
-            self.git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "--allow-empty",
-                     "-m", f"Kernel <b>{number}</b>", GIT_AUTHOR_DATE=date, GIT_COMMITTER_DATE=date)
+            self.git("commit", "-q", "--allow-empty", "-m", f"Kernel <b>{number}</b>",
+                     GIT_AUTHOR_DATE=date, GIT_COMMITTER_DATE=date)
             self.commits.append(self.git("rev-parse", "HEAD"))
         self.config = folder / "asv.conf.json"
         self.config.write_text(json.dumps({
@@ -359,8 +361,7 @@ def test_results_that_are_not_shown_are_named(tmp_path, dashboard, project):
     (folder / "0123abcd-damaged.json").write_text("{", encoding="utf-8")
     # A commit of another branch, with a figure that must not become the newest.
     for command in (["checkout", "-q", "-b", "side"],
-                    ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "--allow-empty",
-                     "-m", "aside"]):
+                    ["commit", "-q", "--allow-empty", "-m", "aside"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     side = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, check=True,
                           capture_output=True, text=True).stdout.strip()
