@@ -14,21 +14,25 @@ SX_INLINE __m512 sx_f32x16_of_sixteen(__m256i h, int is_brain)
                     : _mm512_cvtph_ps(h);
 }
 
-SX_INLINE __m256i sx_sixteen_of_f32x16(__m512 x, int is_brain)
+/* Of numbers, no NaN. */
+SX_INLINE __m512i sx_sixteen_of_f32x32(__m512 lower, __m512 upper, int is_brain)
 {
-    __m512i u, odd, rounded;
-    __mmask16 is_nan;
-    if (!is_brain)
-        return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
-    u = _mm512_castps_si512(x);
-    odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-    rounded = _mm512_srli_epi32(
-        _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
-    is_nan = _mm512_cmpgt_epu32_mask(_mm512_and_si512(u, _mm512_set1_epi32(0x7fffffff)),
-                                     _mm512_set1_epi32(0x7f800000));
-    rounded = _mm512_mask_or_epi32(rounded, is_nan, _mm512_srli_epi32(u, 16),
-                                   _mm512_set1_epi32(0x40));
-    return _mm512_cvtepi32_epi16(rounded);
+    if (is_brain) {
+        /* The upper half of each number, once half of its last place is added; of a tie, the even one. */
+        __m512i u = _mm512_castps_si512(lower), v = _mm512_castps_si512(upper);
+        __m512i one = _mm512_set1_epi32(1), half = _mm512_set1_epi32(0x7fff);
+        __m512i words = _mm512_set_epi16(
+            63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21, 19,
+            17, 15, 13, 11, 9, 7, 5, 3, 1);
+        u = _mm512_add_epi32(_mm512_add_epi32(u, half),
+                             _mm512_and_si512(_mm512_srli_epi32(u, 16), one));
+        v = _mm512_add_epi32(_mm512_add_epi32(v, half),
+                             _mm512_and_si512(_mm512_srli_epi32(v, 16), one));
+        return _mm512_permutex2var_epi16(u, words, v);
+    }
+    return _mm512_inserti64x4(
+        _mm512_castsi256_si512(_mm512_cvtps_ph(lower, _MM_FROUND_TO_NEAREST_INT)),
+        _mm512_cvtps_ph(upper, _MM_FROUND_TO_NEAREST_INT), 1);
 }
 
 SX_INLINE float sx_widen_part(const uint16_t *from, int is_brain, int64_t length, float *to)
@@ -60,9 +64,7 @@ SX_INLINE int64_t sx_narrow_part(const float *e, float shift, float a, int64_t l
     for (; i + 32 <= length; i += 32) {
         __m512 lower = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_loadu_ps(e + i), by), factor, zero);
         __m512 upper = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_loadu_ps(e + i + 16), by), factor, zero);
-        __m512i both = _mm512_inserti64x4(
-            _mm512_castsi256_si512(sx_sixteen_of_f32x16(lower, is_brain)),
-            sx_sixteen_of_f32x16(upper, is_brain), 1);
+        __m512i both = sx_sixteen_of_f32x32(lower, upper, is_brain);
         if (streams)
             _mm512_stream_si512((__m512i *)(to + i), both);
         else
@@ -90,7 +92,9 @@ static void sx_scale_run_sixteen(const float *e, float shift, float a, int64_t l
     float part[256];
     int64_t i = 0, n;
 #if defined(SX_HAS_SIXTEEN_LANES)
-    if (streams) {
+    if (a != a) {
+        i = 0;    /* a row of NaN: below */
+    } else if (streams) {
         i = sx_before_line(to, 2, length);    /* fewer than 32 */
         sx_scale_run_f32(e, shift, a, i, part);
         sx_narrow(part, is_brain, i, to);
