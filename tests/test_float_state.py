@@ -151,8 +151,12 @@ def plans(level):
 
 
 def tunes(level):
-    """Measure a little, and go by what was shipped again."""
-    sx.tune(seconds=0.05, shapes=[(20, 3)], dtypes=["float32"], save=False)
+    """Measure a little, and go by what was shipped again.
+
+    On one thread: with more, it measures the same calls at large sizes, for a second and more.
+    """
+    with sx.set_num_threads(1):
+        sx.tune(seconds=0.05, shapes=[(20, 3)], dtypes=["float32"], save=False)
     _tuning.adopt(sx.Tuning())
     _plan.forget_plans()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import softxent as sx
+from conftest import force, usable_levels
 from softxent import _machine
 from softxent.losses import LOSSES
 
@@ -267,11 +268,14 @@ def doctests():
         yield info.name, [test for test in finder.find(module) if test.examples]
 
 
-def test_examples_run(level, capsys):
-    """Every example of a public docstring does what it says at each level, warnings being errors.
+@pytest.mark.parametrize("level", {level.backend: level for level in usable_levels()}.values(),
+                         ids=str)
+def test_examples_run(level, capsys, monkeypatch):
+    """Every example of a public docstring does what it says, warnings being errors.
 
-    The last digits are the level's own.
+    By each backend, at its highest level.
     """
+    force(level, monkeypatch)
     runner = doctest.DocTestRunner(optionflags=doctest.REPORT_NDIFF)
     seen = set()
     for _, tests in doctests():

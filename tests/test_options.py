@@ -149,8 +149,8 @@ def test_equal_columns_get_equal_bits(level, any_dtype, name):
 @pytest.mark.parametrize("name", [*filter(is_of_a_softmax, SETTINGS)])
 def test_losses_are_not_negative(level, any_dtype, name):
     """E4: >= +0.0, never -0.0; a softmax entropy too."""
-    for n_classes in (1, 2, 3, 10, 65, 257):
-        z, targets, options = call(name, n_classes, any_dtype, 300)
+    for n_classes in (1, 2, 10, 65, 257):
+        z, targets, options = call(name, n_classes, any_dtype, 100)
         kept = np.isfinite(z.astype(np.float64).max(axis=1))  # overflow of 16 bits
         if SETTINGS[name].loss == "kl_divergence":
             mass = targets.sum(axis=1, dtype=np.float64)
