@@ -27,8 +27,8 @@ MODULES = {
 #: The road, from the public functions down: a module may import from its own line and those below.
 #: A module has the line of the longest name here that it begins with.
 ROAD = [
-    {"softxent", "softxent.__main__", "softxent.cli", "softxent._boosting", "softxent.lightgbm",
-     "softxent.numba", "softxent.sklearn", "softxent.xgboost"},
+    {"softxent", "softxent.__main__", "softxent.asv", "softxent.cli", "softxent._boosting",
+     "softxent.lightgbm", "softxent.numba", "softxent.sklearn", "softxent.xgboost"},
     {"softxent._warmup", "softxent._tune"},
     {"softxent.linear"},
     {"softxent._explain", "softxent._info", "softxent._diagnose"},
@@ -66,8 +66,10 @@ def imports(module):
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module}: imports are absolute"
-            base = node.module or ""
+            # The repository's own suite is softxent.asv's files under another name.
+            within = module.startswith("softxent.asv") and node.level == 1
+            assert node.level == 0 or within, f"{module}: imports are absolute"
+            base = f"softxent.asv.{node.module}" if within else node.module or ""
             names = [f"{base}.{alias.name}" for alias in node.names]
             found = [name if name in MODULES else base for name in names]
         elif isinstance(node, ast.Import):

@@ -13,14 +13,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from softxent import _machine, _threads
 from softxent._explain import explain
+from softxent.asv.shapes import Shape
 from softxent.cli import CommandError
 from softxent.cli.demo import _pyplot
 from softxent.cli.peers import PEERS, Case, Unsupported, case_of, version_of
@@ -45,51 +45,6 @@ OURS_IN_PLACE = "softxent, in place"
 OURS_FRESH = "softxent, fresh"
 OURS_LOSS = "softxent, loss alone"
 LIMITS = ("read", "update", "copy", "stream")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Logits of a benchmark; as text `ROWSxCLASSES[:DTYPE][:F]`."""
-
-    rows: int
-    classes: int
-    dtype: str = "float32"
-    order: str = "C"
-
-    @classmethod
-    def parse(cls, text: str) -> Shape:
-        """Return the shape that `text` names, or raise ValueError."""
-        size, *more = text.split(":")
-        rows, classes = map(int, size.split("x"))
-        order = "F" if "F" in more else "C"
-        rest = [word for word in more if word not in ("F", "C")]
-        names = {"f32": "float32", "f64": "float64", "bf16": "bfloat16", "f16": "float16"}
-        dtype = names.get(rest[0], rest[0]) if rest else "float32"
-        if len(rest) > 1 or rows < 1 or classes < 1 or dtype not in names.values():
-            raise ValueError(text)
-        return cls(rows, classes, dtype, order)
-
-    def __str__(self) -> str:
-        """Return the shape as tables show it."""
-        order = ", class-major" if self.order == "F" else ""
-        return f"{self.rows:,} x {self.classes:,} {self.dtype}{order}"
-
-    def arrays(self) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
-        """Return logits of deviation 3, and targets; always the same."""
-        dtype: DTypeLike = self.dtype
-        if self.dtype == "bfloat16":
-            try:
-                import ml_dtypes
-            except ImportError as error:
-                raise CommandError(
-                    f"bfloat16 needs ml_dtypes ({error}); pip install 'softxent[bfloat16]'"
-                ) from error
-            dtype = ml_dtypes.bfloat16
-        rng = np.random.default_rng(0)
-        z = rng.standard_normal((self.rows, self.classes), np.float32)
-        z *= 3
-        return (np.asarray(z, dtype=dtype, order="F" if self.order == "F" else "C"),
-                rng.integers(0, self.classes, self.rows))
 
 
 def ours(z: NDArray[np.floating], y: NDArray[np.int64], n_threads: int,
@@ -155,7 +110,11 @@ def ratio(times: dict[str, list[float]], name: str, to: str) -> float:
 def bench(shape: Shape, against: Iterable[str], rounds: int, n_threads: int, fresh: bool = False,
           say: Callable[[str], object] = lambda line: None) -> dict[str, Any]:
     """Measure one shape; return the figures, times by case among them."""
-    z, y = shape.arrays()
+    try:
+        z, y = shape.arrays()
+    except ImportError as error:
+        raise CommandError(
+            f"bfloat16 needs ml_dtypes ({error}); pip install 'softxent[bfloat16]'") from error
     cases = ours(z, y, n_threads, fresh)
     for peer in against:
         label = PEERS[peer][1]
