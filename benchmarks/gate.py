@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import json
 import math
 import os
@@ -26,7 +25,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -151,6 +149,7 @@ def build(commit: str) -> Path:
     """Return a directory with the package as of a commit, for PYTHONPATH; make it if need be."""
     try:
         tools = [f"{name} {metadata.version(name)}" for name in TOOLS]
+        metadata.version("asv_runner")  # the workers'
     except metadata.PackageNotFoundError as error:
         raise CannotRun(f"needs {error.name}: pip install '.[benchmark]'") from error
     flags = [os.environ.get(name, "") for name in ("CC", "CFLAGS", "LDFLAGS")]
@@ -162,10 +161,10 @@ def build(commit: str) -> Path:
     print(f"building {commit[:12]}", file=sys.stderr)
     BUILDS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILDS) as scratch:
-        archive = subprocess.run(["git", "-C", str(HERE.parent), "archive", commit],
-                                 capture_output=True, check=True).stdout
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            tar.extractall(f"{scratch}/source", filter="data")
+        subprocess.run(["git", "clone", "-q", "--shared", "--no-checkout", str(HERE.parent),
+                        f"{scratch}/source"], check=True)
+        subprocess.run(["git", "-C", f"{scratch}/source", "checkout", "-q", "--detach", commit],
+                       check=True)
         done = subprocess.run(
             [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
              "--target", f"{scratch}/package", f"{scratch}/source"], capture_output=True, text=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import platform
 import statistics
 import sys
 from pathlib import Path
@@ -176,3 +177,50 @@ def test_the_history_s_commits_are_there(scripts):
     commits = history.listed()
     assert len(commits) == len(set(commits)) >= 8
     assert all(len(commit) == 12 and int(commit, 16) for commit in commits)
+
+
+@pytest.mark.parametrize(("cpu", "levels", "name"), [
+    ("AMD EPYC", ("v4", "v3", "v2"), "amd-epyc-v4"),
+    ("AMD EPYC 7763 64-Core Processor", ("v3", "v2"), "amd-epyc-7763-v3"),
+    ("Intel(R) Xeon(R) Platinum 8370C CPU @ 2.80GHz", ("v4",), "intel-xeon-platinum-8370c-v4"),
+    ("Neoverse-N1", ("generic",), "neoverse-n1-generic"),
+    ("", (), "unknown"),
+])
+def test_machines_are_named_by_processor_and_level(scripts, monkeypatch, cpu, levels, name):
+    machine = scripts("machine")
+    monkeypatch.setattr(machine._machine, "cpu_name", lambda: cpu)
+    monkeypatch.setattr(machine._machine, "usable_levels", lambda: levels)
+    assert machine.name() == name
+    facts = machine.facts()
+    assert facts["machine"] == name
+    assert all(isinstance(value, str) for value in facts.values())
+    assert platform.node() not in facts.values()
+
+
+def test_a_run_is_asv_s(scripts, monkeypatch):
+    """What asv is asked for; `tests/test_asv_suite.py` runs it."""
+    pytest.importorskip("asv", reason="it is asv's command line")
+    from asv.machine import MachineCollection
+
+    history = scripts("history")
+    saved, asked = {}, []
+    monkeypatch.setattr(MachineCollection, "save", saved.__setitem__)
+    monkeypatch.setattr(history, "git", lambda *arguments: f"hash of {arguments[-1]}")
+    monkeypatch.setattr(history, "asv",
+                        lambda *arguments, text: asked.append((arguments, text)) or 2)
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["history.py", "run", *arguments])
+        assert history.main() == 2  # asv's own
+        return asked.pop()
+
+    name = scripts("machine").name()
+    arguments, commits = command()
+    assert arguments == ("run", "HASHFILE:-", "--machine", name, "--show-stderr")
+    assert commits.splitlines() == [f"hash of {commit}^{{commit}}" for commit in history.listed()]
+    assert saved[name]["machine"] == name
+    arguments, commits = command("--quick", "HEAD", "--", "--skip-existing-commits")
+    assert arguments[5:] == ("--bench", scripts("quick").regex(), "--skip-existing-commits")
+    assert commits == "hash of HEAD^{commit}"
+    arguments, _ = command("--bench", "loss", "HEAD")
+    assert arguments[5:] == ("--bench", "loss")
