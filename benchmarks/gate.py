@@ -7,8 +7,8 @@ Needs `pip install '.[benchmark]'`; builds both commits with what is installed b
 
 How it decides (the figures are below, the reasons in docs/benchmarks.md): a group is three
 processes side by side, of base, of base again, and of the branch. They take turns at each cell, a
-few ms at a time, there and back. A group's ratio is the branch's time over base's two, the median
-of its rounds; its noise is one base's time over the other's, whose true ratio is known to be 1.
+few ms at a time, there and back. A group's ratio is the branch's time over base's two, each the
+lower quartile of its turns; its noise is one base's over the other's, which is known to be 1.
 Groups differ by where their pages lie, so there are several, and the median counts. A cell that
 looks slower is measured again by fresh groups, until what is left of noise cannot turn the verdict.
 """
@@ -73,12 +73,12 @@ class Cell:
     head: list[float] = field(default_factory=list)
 
     def add(self, base: Sequence[float], twin: Sequence[float], head: Sequence[float]) -> None:
-        """Take the seconds of a group's rounds, in the order in which they were taken."""
-        logs = [tuple(map(math.log, times)) for times in zip(base, twin, head, strict=True)]
-        self.ratios.append(statistics.median(h - (b + t) / 2 for b, t, h in logs))
-        self.twins.append(statistics.median(t - b for b, t, _ in logs))
-        self.base.append(statistics.median((*base, *twin)))
-        self.head.append(statistics.median(head))
+        """Take the seconds of a group's rounds."""
+        b, t, h = map(undisturbed, (base, twin, head))
+        self.ratios.append(math.log(h) - (math.log(b) + math.log(t)) / 2)
+        self.twins.append(math.log(t) - math.log(b))
+        self.base.append(math.sqrt(b * t))
+        self.head.append(h)
 
     @property
     def ratio(self) -> float:
@@ -92,8 +92,13 @@ class Cell:
         Of the median of as many normal numbers. A twin's ratio is of two processes, as spread as
         any; the branch's is of one and the mean of two, so this is on the safe side.
         """
-        spread = 1.4826 * statistics.median(map(abs, self.twins))
+        spread = 1.2533 * statistics.fmean(map(abs, self.twins))
         return 1.2533 * spread / math.sqrt(len(self.twins))
+
+
+def undisturbed(times: Sequence[float]) -> float:
+    """Return the lower quartile: what disturbs a turn makes it longer, never shorter."""
+    return sorted(times)[len(times) // 4]
 
 
 def is_suspect(cell: Cell, threshold: float) -> bool:

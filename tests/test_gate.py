@@ -67,7 +67,8 @@ def verdict(gate, factor, rng, **noise):
     {"process": 0.0, "turn": 0.0, "disturbed": 0.0},
     {"process": 0.01, "turn": 0.02, "disturbed": 0.05},
     {"process": 0.03, "turn": 0.05, "disturbed": 0.1},
-], ids=["none", "some", "much"])
+    {"process": 0.02, "turn": 0.03, "disturbed": 0.4},
+], ids=["none", "some", "much", "busy"])
 def test_a_fifth_is_caught_and_nothing_is_made_up(gate, noise):
     """Seeded: 20 % in a cell is caught each time; of as many unchanged cells none is accused."""
     rng = np.random.default_rng(8)
