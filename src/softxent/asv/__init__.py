@@ -1,11 +1,8 @@
 """The project's benchmarks, for asv: what a dashboard of yours imports.
 
-A file in your own suite, three lines of it (docs/benchmarks.md)::
+A file in your own suite (docs/benchmarks.md)::
 
-    from softxent.asv import LossGrad, Trainer
-
-    class Mine(Trainer):
-        def estimator(self): return MyModel()
+    from softxent.asv import Call, LossGrad, Startup
 
 Nothing here needs asv to be imported. The repository's own suite is these very files, read from the
 checkout (`benchmarks/benchmarks/__init__.py`): they run on commits that are months old, so they ask
