@@ -21,15 +21,18 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import quick
 
@@ -199,11 +202,11 @@ class Process:
             [sys.executable, str(HERE / "gate_worker.py"), regex], env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
         where = self.ask("where")
-        if not str(where).startswith(str(package)):
+        if not where.startswith(str(package)):
             raise CannotRun(f"{where} is measured in place of {package}: uninstall what puts it "
                             f"before PYTHONPATH")
 
-    def ask(self, method: str, *arguments: object) -> object:
+    def ask(self, method: str, *arguments: object) -> Any:
         """Return a worker's answer."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -244,15 +247,15 @@ def group(cells: dict[str, Cell], packages: tuple[Path, Path], regex: str, turn:
                 missing[name] = ("both" if not any(ready.values())
                                  else "base" if ready[2] else "head")
                 continue
-            once = min(float(str(processes[side].ask("time", 1))) for side in range(3))
-            number = max(1, math.ceil(TURN_SECONDS / once))
-            number = max(1, math.ceil(
-                TURN_SECONDS / float(str(processes[0].ask("time", number)))))
+            once = min(processes[side].ask("time", 1) for side in range(3))
+            number = math.ceil(TURN_SECONDS / once)
+            # A first call alone is slow.
+            number = math.ceil(TURN_SECONDS / processes[0].ask("time", number))
             times: tuple[list[float], ...] = ([], [], [])
             for k in range(ROUNDS):
                 # There and back: what drifts, drifts for all. The branch is between the bases.
                 for side in ((0, 2, 1), (1, 2, 0))[k % 2]:
-                    times[side].append(float(str(processes[side].ask("time", number))))
+                    times[side].append(processes[side].ask("time", number))
             cell.add(*times)
     finally:
         for process in processes.values():
@@ -285,10 +288,9 @@ def compare(base: Path, head: Path, regex: str, threshold: float) -> int:
         names = lister.ask("list")
     finally:
         lister.close()
-    assert isinstance(names, list)
     if not names:
         raise CannotRun(f"no time of the suite matches {regex!r}")
-    cells = {str(name): Cell() for name in names}
+    cells = {name: Cell() for name in names}
     missing: dict[str, str] = {}
 
     def measure(cells: dict[str, Cell], groups: int) -> None:
@@ -336,6 +338,10 @@ def main() -> int:
     if not 0 < options.threshold < 10:
         parser.error(f"--threshold must be a positive share, got {options.threshold}")
     try:
+        re.compile(options.bench)
+    except re.error as error:
+        parser.error(f"--bench must be a regular expression, got {options.bench!r}: {error}")
+    try:
         commits = [commit_of(name) for name in (options.base, options.branch)]
         print(f"base {commits[0][:12]} ({options.base}), branch {commits[1][:12]} "
               f"({options.branch})", flush=True)
@@ -343,7 +349,9 @@ def main() -> int:
         return compare(base, head, options.bench, options.threshold)
     except CannotRun as error:
         print(f"gate: {error}", file=sys.stderr)
-        return 2
+    except Exception:  # 1 is a verdict, and nothing else may look like one
+        traceback.print_exc()
+    return 2
 
 
 if __name__ == "__main__":
