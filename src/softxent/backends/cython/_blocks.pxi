@@ -52,8 +52,16 @@ cdef void store_block(const sx_matrix* matrix, char* p, int64_t length,
         sx_store_real(p + k * matrix.class_stride, matrix.rows.type, given[k])
 
 
+cdef inline int64_t fetched_ahead(const sx_call* call, const sx_matrix* matrix,
+                                  int64_t count) noexcept nogil:
+    # How far from a tile's elements, in bytes, is what will be used next and fetched now.
+    if call.n_classes <= FETCHED_CLASSES:
+        return count * (matrix.rows.type & SX_TYPE_SIZE)
+    return FETCHED_AHEAD * matrix.class_stride
+
+
 cdef void gather(const sx_matrix* matrix, char** rows, int64_t count, int64_t k0, int64_t length,
-                 int64_t row_pitch, int64_t class_pitch, real* tile) noexcept nogil:
+                 int64_t row_pitch, int64_t class_pitch, int64_t ahead, real* tile) noexcept nogil:
     # Classes k0 .. k0 + length of some rows: class k0 + k of row j to j row_pitch + k class_pitch.
     cdef int64_t j, k, done = 0, stride = matrix.class_stride
     cdef real block[SMALL]
@@ -62,10 +70,10 @@ cdef void gather(const sx_matrix* matrix, char** rows, int64_t count, int64_t k0
         if class_pitch == 1 and count % 8 == 0:
             if real is float:
                 done = sx_rows_of_classes_f32(rows[0] + k0 * stride, stride, count, length, row_pitch,
-                                              tile)
+                                              ahead, tile)
             else:
                 done = sx_rows_of_classes_f64(rows[0] + k0 * stride, stride, count, length, row_pitch,
-                                              tile)
+                                              ahead, tile)
         for k in range(done, length):
             p = <const real*>(rows[0] + (k0 + k) * stride)
             for j in range(count):
@@ -91,7 +99,8 @@ cdef void gather(const sx_matrix* matrix, char** rows, int64_t count, int64_t k0
 
 
 cdef void scatter(const sx_matrix* matrix, char** rows, int64_t count, int64_t k0, int64_t length,
-                  int64_t row_pitch, int64_t class_pitch, const real* tile) noexcept nogil:
+                  int64_t row_pitch, int64_t class_pitch, int64_t ahead,
+                  const real* tile) noexcept nogil:
     # The way back.
     cdef int64_t j, k, done = 0, stride = matrix.class_stride
     cdef real block[SMALL]
@@ -113,10 +122,10 @@ cdef void scatter(const sx_matrix* matrix, char** rows, int64_t count, int64_t k
         if class_pitch == 1 and count % 8 == 0:
             if real is float:
                 done = sx_classes_of_rows_f32(tile, row_pitch, count, length, rows[0] + k0 * stride,
-                                              stride)
+                                              stride, ahead)
             else:
                 done = sx_classes_of_rows_f64(tile, row_pitch, count, length, rows[0] + k0 * stride,
-                                              stride)
+                                              stride, ahead)
         for k in range(done, length):
             p = <real*>(rows[0] + (k0 + k) * stride)
             for j in range(count):

@@ -414,8 +414,8 @@ cdef int walk_small_group(const sx_call* call, Distillation* d, int64_t first,
     cdef real* u = teacher_e + GROUP * SMALL
     cdef real* hard = <real*>(room + ROOM_SOFT)
     cdef real* unweighted = hard + GROUP * SMALL
-    gather(&d.student.logits, d.of_student.z, d.of_student.count, 0, classes, 1, GROUP, x)
-    gather(&d.teacher.logits, d.of_teacher.z, d.of_student.count, 0, classes, 1, GROUP, u)
+    gather(&d.student.logits, d.of_student.z, d.of_student.count, 0, classes, 1, GROUP, 0, x)
+    gather(&d.teacher.logits, d.of_teacher.z, d.of_student.count, 0, classes, 1, GROUP, 0, u)
     clear_unused(&d.of_student, classes, x)
     clear_unused(&d.of_student, classes, u)
     reduce_columns(&d.of_student, classes, x, e, scale)
@@ -437,7 +437,7 @@ cdef int walk_small_group(const sx_call* call, Distillation* d, int64_t first,
         if d.of_student.lane[j] != FAST and map_parts_slow(
                 call, d, j, <char*>(e + j), stride, kind, scale, control):
             return SX_STOPPED
-    scatter(&call.out_map, d.of_student.g, d.of_student.count, 0, classes, 1, GROUP, e)
+    scatter(&call.out_map, d.of_student.g, d.of_student.count, 0, classes, 1, GROUP, 0, e)
     return 0
 
 

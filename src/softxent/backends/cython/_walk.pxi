@@ -152,13 +152,13 @@ cdef extern from "lanes.h" nogil:
     void sx_rows_of_columns_f64(const double* columns, int64_t count, int64_t classes, int64_t pitch,
                                 double* rows)
     int64_t sx_rows_of_classes_f32(const char* at, int64_t stride, int64_t count, int64_t length,
-                                   int64_t pitch, float* tile)
+                                   int64_t pitch, int64_t ahead, float* tile)
     int64_t sx_classes_of_rows_f32(const float* tile, int64_t pitch, int64_t count, int64_t length,
-                                   char* at, int64_t stride)
+                                   char* at, int64_t stride, int64_t ahead)
     int64_t sx_rows_of_classes_f64(const char* at, int64_t stride, int64_t count, int64_t length,
-                                   int64_t pitch, double* tile)
+                                   int64_t pitch, int64_t ahead, double* tile)
     int64_t sx_classes_of_rows_f64(const double* tile, int64_t pitch, int64_t count, int64_t length,
-                                   char* at, int64_t stride)
+                                   char* at, int64_t stride, int64_t ahead)
     void sx_scale_run_f32(const float* e, float shift, float a, int64_t length, float* to)
     void sx_scale_run_f64(const double* e, double shift, double a, int64_t length, double* to)
     void sx_stream_run_f32(const float* e, float shift, float a, int64_t length, float* to)
@@ -281,6 +281,10 @@ cdef enum:
     # the time, 8,192 x 1,000 0.88; 1,024 x 32,000 1.04, and 640 x 1,000, which stays near, 1.03.
     FETCHED_ROW = 8192
     FETCHED_FROM = 4194304
+    # Class-major rows up to here are fetched with the rows before them, of longer ones the classes
+    # that many further on: lines of as many classes stay in an L2 until they are used.
+    FETCHED_CLASSES = 1024
+    FETCHED_AHEAD = 32
     # Blocks whose power is kept: what half of SX_KEPT holds of float32, and a shorter one a row.
     KEPT_POWERS = 96
     # Longest stretch of rows (elements) between the passes, where e is kept: a quarter of SX_KEPT, of
@@ -618,7 +622,8 @@ cdef inline void clear_unused(Rows* rows, int64_t classes, real* tile) noexcept 
 cdef void gather_soft(const sx_call* call, Rows* rows, int64_t k0, int64_t length, int64_t row_pitch,
                       int64_t class_pitch, real* tile) noexcept nogil:
     sx_float_subnormals(True)
-    gather(&call.soft, rows.t, rows.count, k0, length, row_pitch, class_pitch, tile)
+    gather(&call.soft, rows.t, rows.count, k0, length, row_pitch, class_pitch,
+           fetched_ahead(call, &call.soft, rows.count), tile)
     sx_float_subnormals(False)
 
 
@@ -653,7 +658,7 @@ cdef int walk_small(const sx_call* call, Rows* rows, Rows* second, int64_t first
     cdef real* slope = u + GROUP * SMALL
     cdef real* also = slope + GROUP * SMALL
     kind = SX_TYPE_FLOAT | sizeof(real)
-    gather(&call.logits, rows.z, rows.count, 0, classes, 1, GROUP, x)
+    gather(&call.logits, rows.z, rows.count, 0, classes, 1, GROUP, 0, x)
     clear_unused(rows, classes, x)
     if call.softcap != 0.0:
         cap(call, half, x, classes * GROUP, x,
@@ -693,8 +698,8 @@ cdef int walk_small(const sx_call* call, Rows* rows, Rows* second, int64_t first
         if rows.lane[j] == SLOW or call.op == LOG_SOFTMAX:
             map_apart(call, rows, j, <char*>(e + j), stride, kind)
     if second != NULL:
-        scatter(&call.second.out_map, second.g, rows.count, 0, classes, 1, GROUP, also)
-    scatter(&call.out_map, rows.g, rows.count, 0, classes, 1, GROUP, e)
+        scatter(&call.second.out_map, second.g, rows.count, 0, classes, 1, GROUP, 0, also)
+    scatter(&call.out_map, rows.g, rows.count, 0, classes, 1, GROUP, 0, e)
     return 0
 
 
@@ -906,14 +911,16 @@ cdef int map_tiles(const sx_call* call, Rows* rows, const scaling* scale, const 
         k0 = b * BLOCK
         length = block_length(k0, classes)
         if needs_logits(call, rows, k0, length, unused):
-            gather(&call.logits, rows.z, rows.count, k0, length, pitch, 1, tile)
+            gather(&call.logits, rows.z, rows.count, k0, length, pitch, 1,
+                   fetched_ahead(call, &call.logits, rows.count), tile)
         if has_soft:
             gather_soft(call, rows, k0, length, pitch, 1, soft)
         for j in range(rows.count):
             map_given(call, rows, j, <const real*>(tile + j * pitch),
                       <const real*>(soft + j * pitch) if has_soft else <const real*>NULL,
                       tile + j * pitch, k0, length, scale, half, room)
-        scatter(&call.out_map, rows.g, rows.count, k0, length, pitch, 1, tile)
+        scatter(&call.out_map, rows.g, rows.count, k0, length, pitch, 1,
+                fetched_ahead(call, &call.out_map, rows.count), tile)
         if sx_tick(control, rows.count * length):
             return SX_STOPPED
     return finish_map(call, rows, scale, control)
@@ -932,7 +939,8 @@ cdef int walk_tiles(const sx_call* call, Rows* rows, Rows* second, int64_t first
     for b in range(blocks_of(classes)):
         k0 = b * BLOCK
         length = block_length(k0, classes)
-        gather(&call.logits, rows.z, rows.count, k0, length, pitch, 1, tile)
+        gather(&call.logits, rows.z, rows.count, k0, length, pitch, 1,
+               fetched_ahead(call, &call.logits, rows.count), tile)
         if has_soft:
             gather_soft(call, rows, k0, length, pitch, 1, soft)
         for j in range(rows.count):

@@ -1017,11 +1017,11 @@ SX_INLINE void sx_rows_of_columns_f64(const double *columns, int64_t count, int6
 
 /* Class-major logits: class k of row j at `at` + k stride bytes + j; from and to `tile`, row j's classes
    side by side, rows `pitch` apart. `count` rows, a multiple of eight; `length` classes, of which whole
-   squares are done: returns how many. What the next rows will take is fetched: each class is a line of its
-   own, far from the others, which no processor foresees. (EPYC, v4, one thread: 20,000 x 128 with gradient
-   5.1 to 2.9 ms, 2,000 x 1,000 of doubles 7.6 to 4.1.) */
+   squares are done: returns how many. What lies `ahead` bytes from there is fetched: each class is a line
+   of its own, far from the others, which no processor foresees. (Fetching the next rows, EPYC, v4, one
+   thread: 20,000 x 128 with gradient 5.1 to 2.9 ms, 2,000 x 1,000 of doubles 7.6 to 4.1.) */
 SX_INLINE int64_t sx_rows_of_classes_f32(const char *at, int64_t stride, int64_t count, int64_t length,
-                                         int64_t pitch, float *tile)
+                                         int64_t pitch, int64_t ahead, float *tile)
 {
     int64_t j, k;
     int i;
@@ -1030,7 +1030,7 @@ SX_INLINE int64_t sx_rows_of_classes_f32(const char *at, int64_t stride, int64_t
             sx_f32x8 v[8];
             for (i = 0; i < 8; i++) {
                 v[i] = *(const sx_f32x8 *)((const float *)(at + (k + i) * stride) + j);
-                __builtin_prefetch((const float *)(at + (k + i) * stride) + j + count, 0, 2);
+                __builtin_prefetch((const float *)(at + (k + i) * stride + ahead) + j, 0, 2);
             }
             sx_transpose_f32x8(v);
             for (i = 0; i < 8; i++)
@@ -1040,7 +1040,7 @@ SX_INLINE int64_t sx_rows_of_classes_f32(const char *at, int64_t stride, int64_t
 }
 
 SX_INLINE int64_t sx_classes_of_rows_f32(const float *tile, int64_t pitch, int64_t count,
-                                         int64_t length, char *at, int64_t stride)
+                                         int64_t length, char *at, int64_t stride, int64_t ahead)
 {
     int64_t j, k;
     int i;
@@ -1052,14 +1052,14 @@ SX_INLINE int64_t sx_classes_of_rows_f32(const float *tile, int64_t pitch, int64
             sx_transpose_f32x8(v);
             for (i = 0; i < 8; i++) {
                 *(sx_f32x8 *)((float *)(at + (k + i) * stride) + j) = v[i];
-                __builtin_prefetch((float *)(at + (k + i) * stride) + j + count, 1, 2);
+                __builtin_prefetch((float *)(at + (k + i) * stride + ahead) + j, 1, 2);
             }
         }
     return k;
 }
 
 SX_INLINE int64_t sx_rows_of_classes_f64(const char *at, int64_t stride, int64_t count, int64_t length,
-                                         int64_t pitch, double *tile)
+                                         int64_t pitch, int64_t ahead, double *tile)
 {
     int64_t j, k;
     int i;
@@ -1068,7 +1068,7 @@ SX_INLINE int64_t sx_rows_of_classes_f64(const char *at, int64_t stride, int64_t
             sx_f64x4 v[4];
             for (i = 0; i < 4; i++) {
                 v[i] = *(const sx_f64x4 *)((const double *)(at + (k + i) * stride) + j);
-                __builtin_prefetch((const double *)(at + (k + i) * stride) + j + count, 0, 2);
+                __builtin_prefetch((const double *)(at + (k + i) * stride + ahead) + j, 0, 2);
             }
             sx_transpose_f64x4(v);
             for (i = 0; i < 4; i++)
@@ -1078,7 +1078,7 @@ SX_INLINE int64_t sx_rows_of_classes_f64(const char *at, int64_t stride, int64_t
 }
 
 SX_INLINE int64_t sx_classes_of_rows_f64(const double *tile, int64_t pitch, int64_t count,
-                                         int64_t length, char *at, int64_t stride)
+                                         int64_t length, char *at, int64_t stride, int64_t ahead)
 {
     int64_t j, k;
     int i;
@@ -1090,17 +1090,17 @@ SX_INLINE int64_t sx_classes_of_rows_f64(const double *tile, int64_t pitch, int6
             sx_transpose_f64x4(v);
             for (i = 0; i < 4; i++) {
                 *(sx_f64x4 *)((double *)(at + (k + i) * stride) + j) = v[i];
-                __builtin_prefetch((double *)(at + (k + i) * stride) + j + count, 1, 2);
+                __builtin_prefetch((double *)(at + (k + i) * stride + ahead) + j, 1, 2);
             }
         }
     return k;
 }
 
 #else
-#define sx_rows_of_classes_f32(at, stride, count, length, pitch, tile) 0
-#define sx_classes_of_rows_f32(tile, pitch, count, length, at, stride) 0
-#define sx_rows_of_classes_f64(at, stride, count, length, pitch, tile) 0
-#define sx_classes_of_rows_f64(tile, pitch, count, length, at, stride) 0
+#define sx_rows_of_classes_f32(at, stride, count, length, pitch, ahead, tile) 0
+#define sx_classes_of_rows_f32(tile, pitch, count, length, at, stride, ahead) 0
+#define sx_rows_of_classes_f64(at, stride, count, length, pitch, ahead, tile) 0
+#define sx_classes_of_rows_f64(tile, pitch, count, length, at, stride, ahead) 0
 SX_INLINE void sx_columns_of_rows_f32(const float *rows, int64_t count, int64_t classes, int64_t pitch,
                                       float *columns)
 {
