@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from softxent import _threads
 from softxent._machine import last_level_cache
-from softxent._settings import Setting, environment, snapshot
+from softxent._settings import Setting, environment, key_of_variable, lookup
 from softxent._tuning import SHORT_ROWS, Tuning, current
 from softxent.backends import BACKENDS, backend
 from softxent.backends._contract import BLOCK, CUT_ROWS, Key
@@ -21,8 +21,10 @@ PIECES_PER_THREAD = 8
 # twice.
 CUT_FROM = 64 * BLOCK
 # Rows a kernel treats together: a piece is a multiple of it where rows are short, class-major, or
-# many. Of few long ones that would be all there are, and one thread's.
+# many. Of few long ones that would be all there are, and one thread's; of class-major ones a line
+# of memory has sixteen.
 ROWS_TOGETHER = 32
+LINE_OF_ROWS = 16
 # Bytes of a row whose e a walk keeps between its passes (call.h, half of SX_KEPT). Beyond, exp is
 # taken again, in one loop with the stores: past the caches, 32 x 1,000,000 took 1.3 times as long.
 KEPT_ROW = 1 << 18
@@ -183,10 +185,12 @@ def select(
     ns = n_rows * tuning.row(key.dtype, n_classes)
     may = _threads.effective_threads(wanted) if ns >= tuning.parallel_from_ns else 1
     forced = _check_name(requested) or _setting.get()
-    return _plan(key, n_rows, n_classes, forced, may, snapshot(_VARIABLES))
+    get = lookup()
+    return _plan(key, n_rows, n_classes, forced, may, (get(_BACKEND), get(_MAX_ISA)))
 
 
-_VARIABLES = ("SOFTXENT_BACKEND", "SOFTXENT_MAX_ISA")
+_BACKEND = key_of_variable("SOFTXENT_BACKEND")
+_MAX_ISA = key_of_variable("SOFTXENT_MAX_ISA")
 
 
 @functools.lru_cache(maxsize=256)
@@ -228,9 +232,10 @@ def _plan(key: Key, n_rows: int, n_classes: int, forced: str | None, n_threads: 
         threads = min(threads, max(n_rows, 1))
     kernel = " ".join(filter(None, (key.op.name.lower(), key.targets, key.dtype, key.order)))
     blocks = -(-n_classes // BLOCK)
-    must = n_classes <= SHORT_ROWS or key.order != "C"
-    grain = (_grain(n_rows * blocks, row_ns / blocks, threads, False) if cut
-             else _grain(n_rows, row_ns, threads, must))
+    least = (ROWS_TOGETHER if n_classes <= SHORT_ROWS else
+             LINE_OF_ROWS if key.order != "C" else 1)
+    grain = (_grain(n_rows * blocks, row_ns / blocks, threads, 1) if cut
+             else _grain(n_rows, row_ns, threads, least))
     return Plan(chosen, kernel, serves.isa(), threads, grain, cut, wakes or threads == 1,
                 _streams(key, n_rows, n_classes, tuning), n_rows * row_ns * 1e-9, why)
 
@@ -248,9 +253,10 @@ def _streams(key: Key, n_rows: int, n_classes: int, tuning: Tuning) -> bool:
             and n_classes * max(size, 4) <= KEPT_ROW and 2 * n_rows * row > last_level_cache())
 
 
-def _grain(n_units: int, unit_ns: float, threads: int, together: bool) -> int:
-    """Return the rows, or blocks, that a thread takes at a time; together: in whole groups."""
+def _grain(n_units: int, unit_ns: float, threads: int, least: int) -> int:
+    """Return the rows, or blocks, that a thread takes at a time: a multiple of `least`, or one."""
     grain = max(math.ceil(PIECE_NS / unit_ns), -(-n_units // (PIECES_PER_THREAD * max(threads, 1))))
-    if grain > ROWS_TOGETHER or (together and grain > 1):
-        grain = -(-grain // ROWS_TOGETHER) * ROWS_TOGETHER
+    if grain > 1:
+        group = ROWS_TOGETHER if grain > ROWS_TOGETHER else least
+        grain = -(-grain // group) * group
     return max(1, min(grain, n_units))

@@ -10,7 +10,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -125,12 +125,20 @@ def _read(name: str) -> str | None:
 
 def snapshot(names: tuple[str, ...]) -> tuple[object, ...]:
     """Return what the variables hold now, in any form that tells one value from another."""
-    data = getattr(os.environ, "_data", None)
-    if data is None or os.name != "posix":
-        return tuple(map(os.environ.get, names))
-    return tuple(map(data.get, _encoded(names)))
+    get = lookup()
+    return tuple([get(key_of_variable(name)) for name in names])
+
+
+# CPython's dictionary behind os.environ has bytes, but for Windows.
+_RAW = os.name == "posix" and hasattr(os.environ, "_data")
+
+
+def lookup() -> Callable[[Any], object]:
+    """Return what gives a variable's value, in some form, by its `key_of_variable`."""
+    return os.environ._data.get if _RAW else os.environ.get  # type: ignore[attr-defined]
 
 
 @functools.cache
-def _encoded(names: tuple[str, ...]) -> tuple[bytes, ...]:
-    return tuple(map(os.fsencode, names))
+def key_of_variable(name: str) -> Any:
+    """Return what `lookup` knows a variable by."""
+    return os.fsencode(name) if _RAW else name
