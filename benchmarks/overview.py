@@ -216,8 +216,12 @@ def is_measured(found: dict[str, Any]) -> bool:
 
 
 def is_known(found: dict[str, Any]) -> bool:
-    """Whether any commit has a figure, or it is known why the newest one has none."""
-    return is_measured(found) or found["status"] != "not measured"
+    """Whether any commit has a figure, or the newest one failed.
+
+    Without either, a row or column is left out: a quick run would make tables of dashes, for asv
+    does not tell what was not chosen from what was skipped.
+    """
+    return is_measured(found) or found["status"] == "failed"
 
 
 def closest(row: dict[str, Any]) -> str | None:
