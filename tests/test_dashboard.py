@@ -440,8 +440,8 @@ def test_links_to_commits_are_of_the_web(data, overview):
 
 def test_the_projects_own_results(tmp_path, dashboard, overview):
     config = BENCHMARKS / "asv.conf.json"
-    if not (BENCHMARKS / "results" / "benchmarks.json").is_file():
-        pytest.skip("the project has no results here")
+    if not (BENCHMARKS.parent / ".git").exists():
+        pytest.skip("results are of commits, and this is no clone")
     if subprocess.run(["git", "rev-parse", "-q", "--verify", "main"], cwd=BENCHMARKS, check=False,
                       capture_output=True).returncode:
         pytest.skip("asv wants the branch main of a repository")

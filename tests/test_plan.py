@@ -1,5 +1,6 @@
 """Dispatch: what `explain` says is what a call does; choices hold where they should."""
 
+import os
 import re
 from pathlib import Path
 
@@ -126,3 +127,20 @@ def test_explain_refuses_what_names_nothing(arguments, named):
 def test_dtype_may_be_numpys_own():
     assert sx.explain((3, 3), np.float64) == sx.explain((3, 3), "float64")
     assert sx.explain((3, 3), np.dtype("float32")) == sx.explain((3, 3))
+
+
+def test_a_plain_mapping_in_the_place_of_os_environ(monkeypatch):
+    """The small call's look at the environment went behind os.environ, where such have nothing."""
+    monkeypatch.setattr(os, "environ", {"SOFTXENT_BACKEND": "numpy"})
+    assert sx.explain((4, 3)).backend == "numpy"
+    assert sx.cross_entropy([[0.0, 0.0]], [0]) == pytest.approx(np.log(2))
+    monkeypatch.setattr(os, "environ", {})
+    assert sx.explain((4, 3)).why
+
+
+def test_few_class_major_rows_are_shared():
+    """A line of memory has 16 rows of float32: two threads may have one each of 32."""
+    plan = sx.explain((32, 1_000_000), order="F", n_threads=2)
+    if plan.n_threads < 2:
+        pytest.skip("there is one processor to run on, or no pool")
+    assert plan.grain == 16

@@ -135,7 +135,12 @@ _RAW = os.name == "posix" and hasattr(os.environ, "_data")
 
 def lookup() -> Callable[[Any], object]:
     """Return what gives a variable's value, in some form, by its `key_of_variable`."""
-    return os.environ._data.get if _RAW else os.environ.get  # type: ignore[attr-defined]
+    if not _RAW:
+        return os.environ.get
+    try:
+        return os.environ._data.get  # type: ignore[attr-defined,no-any-return]
+    except AttributeError:  # a plain mapping in os.environ's place, as tests put there
+        return lambda name: os.environ.get(os.fsdecode(name))
 
 
 @functools.cache
