@@ -135,16 +135,16 @@ class Setting:
         rng = np.random.default_rng([rows.SEED, n_classes, 2])
         shared, of_rows = {}, {}
         if self.class_weight:
-            v = np.exp(rng.normal(0, 2, n_classes))
+            v = rows.exactly(np.exp, rng.normal(0, 2, n_classes))
             v[rng.random(n_classes) < 0.1] = 0
             shared["class_weight"] = v
         if self.row_weights:
-            of_rows["sample_weight"] = np.exp(rng.normal(0, 2, n))
-            of_rows["upstream"] = rng.normal(0, 1, n) * 10.0 ** rng.integers(-5, 6)
+            of_rows["sample_weight"] = rows.exactly(np.exp, rng.normal(0, 2, n))
+            of_rows["upstream"] = rng.normal(0, 1, n) * rows.powers_of_ten(rng.integers(-5, 6))
         if "hard_weight" in self.names:
             shared["hard_targets"] = case.targets
         if self.loss in truth.POINTWISE and self.class_weight:
-            shared["pos_weight"] = np.exp(rng.normal(0, 2, n))
+            shared["pos_weight"] = rows.exactly(np.exp, rng.normal(0, 2, n))
             del shared["class_weight"]
         return shared, of_rows
 
@@ -543,7 +543,8 @@ def observe_pieces(worst: dict[str, Worst], case: rows.Case, backend: str, tempe
         beyond(entropy, true_entropy, case.dtype, flushed, eps * true_entropy), case)
 
     rng = np.random.default_rng(z.shape[1])
-    u = (rng.normal(0, 1, z.shape) * 10.0 ** rng.integers(-4, 5, (len(z), 1))).astype(case.dtype)
+    u = rng.normal(0, 1, z.shape) * rows.powers_of_ten(rng.integers(-4, 5, (len(z), 1)))
+    u = u.astype(case.dtype)
     u[::3] = u[::3].mean(axis=1, keepdims=True) + u[::3] * case.logits.dtype.type(1e-3)
     true, scale = truth.vjp(p, u)
     size = (p.astype(truth.LD) * np.abs(u)).sum(axis=1)[:, None]
