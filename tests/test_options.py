@@ -214,6 +214,35 @@ def test_rows_that_do_not_count(level, any_dtype, name, how):
             assert_positive_zero(total["gradient"][blank].astype(np.float64))
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("with_classes", [False, True])
+def test_weights_by_either_loader(level, dtype, order, with_classes):
+    """Native weights and class weights are read a group of rows at a time: to the same bits.
+
+    In the other byte order they are read row by row, as every weight once was.
+    """
+    rng = np.random.default_rng(8)
+    for n, n_classes in ((1, 3), (33, 2), (200, 10), (70, 64), (50, 65), (9, 1500)):
+        z = np.asarray(rng.normal(0, 3, (n, n_classes)), dtype, order=order)
+        y = rng.integers(0, n_classes, n)
+        y[::7] = -100
+        y[-1] = 0
+        v = rng.random(n_classes) if with_classes else None
+        if with_classes:
+            v[1::3] = 0
+        for weights in ("float32", "float64"):
+            s = rng.random(n).astype(weights)
+            s[3::4] = 0
+            found = [sx.cross_entropy_with_grad(
+                z, y, sample_weight=w, class_weight=v, reduction=reduction, backend=level.backend)
+                for reduction in ("none", "mean")
+                for w in (s, s.astype(s.dtype.newbyteorder()), np.repeat(s, 2)[::2])]
+            for i in (0, 3):
+                for loss, grad in found[i + 1 : i + 3]:
+                    assert bits(np.asarray(found[i][0])) == bits(np.asarray(loss))
+                    assert bits(found[i][1]) == bits(grad)
+
+
 def test_ignored_targets_of_the_pieces(level, any_dtype):
     """E5: a log-probability of +0.0, whatever the row holds."""
     z = np.array([[1.0, 2.0], [np.nan, 1.0], [-np.inf, -np.inf], [0.5, 0.0]])

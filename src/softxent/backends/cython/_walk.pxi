@@ -498,15 +498,44 @@ cdef inline void set_weight(const sx_call* call, sx_cursor* cursor, Rows* rows, 
 
 
 cdef inline bint are_simple(const sx_call* call) noexcept nogil:
-    # Whether rows differ in their targets alone: native int64 classes.
+    # Whether rows differ in their targets and weights alone: native int64 classes, native floats.
+    cdef int64_t weights = call.sample_weight.type
     return (is_plain(call) and call.targets.data != NULL and call.targets.type == sizeof(int64_t)
-            and call.sample_weight.data == NULL and call.upstream.data == NULL
-            and call.class_weight == NULL and not call.all_slow)
+            and call.upstream.data == NULL and not call.all_slow
+            and (call.sample_weight.data == NULL or weights == (SX_TYPE_FLOAT | sizeof(float))
+                 or weights == (SX_TYPE_FLOAT | sizeof(double))))
+
+
+cdef void weigh_simple_rows(const sx_call* call, sx_cursor* cursor, Rows* rows,
+                            int64_t count) noexcept nogil:
+    cdef int64_t j, stride = call.sample_weight.strides[call.n_axes - 1]
+    cdef float single = 1.0
+    cdef double weight[GROUP]
+    if call.sample_weight.data == NULL:
+        for j in range(count):
+            weight[j] = 1.0
+    elif call.sample_weight.type == (SX_TYPE_FLOAT | sizeof(float)):
+        for j in range(count):
+            memcpy(&single, cursor.sample_weight + j * stride, sizeof(float))
+            weight[j] = single
+    else:
+        for j in range(count):
+            memcpy(&weight[j], cursor.sample_weight + j * stride, sizeof(double))
+    if call.class_weight != NULL:
+        for j in range(count):
+            if rows.lane[j] == FAST:
+                weight[j] *= call.class_weight[rows.y[j]]
+    for j in range(count):
+        if weight[j] == 0.0:
+            rows.lane[j] = SKIPPED
+            rows.y[j] = -1
+        rows.weight[j] = weight[j] if rows.lane[j] == FAST else 1.0
+        rows.w[j] = rows.weight[j] * call.scale
 
 
 cdef void load_simple_rows(const sx_call* call, sx_cursor* cursor, Rows* rows,
                            int64_t count) noexcept nogil:
-    # Rows of one run, without a branch.
+    # Rows of one run, all but without a branch.
     cdef int64_t j, y, lane, last = call.n_axes - 1, classes = call.n_classes
     cdef int64_t z_stride = call.logits.rows.strides[last], g_stride = call.out_map.rows.strides[last]
     cdef int64_t y_stride = call.targets.strides[last]
@@ -526,6 +555,8 @@ cdef void load_simple_rows(const sx_call* call, sx_cursor* cursor, Rows* rows,
         lane = SKIPPED if call.has_ignore and y == ignored else lane
         rows.lane[j] = lane
         rows.y[j] = y if lane == FAST else -1
+    if call.sample_weight.data != NULL or call.class_weight != NULL:
+        weigh_simple_rows(call, cursor, rows, count)
     sx_cursor_skip(cursor, call, count)
 
 
