@@ -304,3 +304,36 @@ def test_arguments_are_the_same_in_every_language():
     from softxent.backends.numba import _layout
 
     assert ctypes.sizeof(_layout.Call) == _ready.call_bytes()
+
+
+def float_labels():
+    rng = np.random.default_rng(4)
+    good = rng.integers(0, 7, 40).astype(np.float64)
+    for bad in (0.5, -1.0, -0.5, 7.0, 1e300, -1e300, 2.0**63, -2.0**63, np.nan, np.inf, -np.inf):
+        yield f"{bad}", np.where(np.arange(40) == 21, bad, good)
+    yield "minus zero", np.where(good == 0, -0.0, good)
+    for dtype in (np.float32, np.float16, np.longdouble, ">f8", ">f4", np.int64, bool):
+        yield f"{np.dtype(dtype)}", good.astype(dtype)
+    yield "strided", np.repeat(good, 3)[::3]
+    yield "backwards", good[::-1]
+    yield "misaligned", np.frombuffer(b"x" + good.tobytes(), np.uint8)[1:].view(np.float64)
+    yield "of two axes", good.reshape(5, 8)
+    yield "none", good[:0]
+    yield "largest", good
+
+
+@pytest.mark.parametrize("labels", [
+    pytest.param(labels, id=name) for name, labels in float_labels()])
+def test_class_numbers(labels):
+    """Float labels become class numbers the compiled way as by the plain one."""
+    _small.class_numbers(np.zeros(1), 1)
+    for n_classes in (1, 6, 7, 8):
+        compiled = _small.class_numbers(labels, n_classes)
+        plain = _small._plain_class_numbers(labels, n_classes)
+        valid = labels.ndim == 1 and labels.dtype.kind == "f" and all(
+            label in range(n_classes) for label in labels.tolist())
+        assert (compiled is not None) == (plain is not None) == valid
+        if valid:
+            assert compiled.dtype == plain.dtype == np.int64
+            np.testing.assert_array_equal(compiled, labels)
+            np.testing.assert_array_equal(plain, labels)

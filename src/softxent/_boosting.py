@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from softxent import cross_entropy_grad_hess
+from softxent import _small, cross_entropy_grad_hess
 
 
 class Objective:
@@ -125,8 +125,11 @@ def _labels(y_true: Any, shape: tuple[int, ...]) -> NDArray[Any]:
                          "the objective")
     if labels.dtype.kind != "f" or labels.shape == shape:
         return labels
+    known = _small.class_numbers(labels, shape[1])
+    if known is not None:
+        return known
     with np.errstate(invalid="ignore"):  # NaN and what is too large: found to differ
-        classes = labels.astype(np.int64)  # the kernels' own: no narrower is as fast
+        classes = labels.astype(np.int64)  # which the loss refuses by its own error
         whole = classes.astype(labels.dtype) == labels
     if not whole.all():
         at = int(whole.argmin())

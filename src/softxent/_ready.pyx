@@ -17,6 +17,7 @@ from libc.stdint cimport int32_t, int64_t, uintptr_t
 
 from softxent._problem import _CHUNK, hessian_rule
 from softxent._problem import normalise as plain
+from softxent._small import _plain_class_numbers
 from softxent.backends._contract import Key, Op
 
 cdef extern from "_control.h":
@@ -57,6 +58,10 @@ cdef extern from "call.h" nogil:
         void* out_rows
         int64_t out_rows_is_double
         const sx_call* second
+
+ctypedef fused real:
+    float
+    double
 
 cnp.import_array()
 
@@ -392,6 +397,48 @@ cdef Ready ready(object spec, object logits, object targets, object ignore_index
             return None
     self.call.scale = 1.0 / self.divisor if wants_map else 1.0
     return self
+
+
+cdef inline bint convert(const real *labels, int64_t stride, int64_t n, int64_t n_classes,
+                         int64_t *classes) noexcept nogil:
+    # Whether all are class numbers.
+    cdef int64_t i, y
+    cdef real label
+    cdef bint bad = False
+    for i in range(n):
+        label = (<const real *>(<const char *>labels + i * stride))[0]
+        # Only what an int64 holds is converted: of anything else C leaves the result open.
+        y = <int64_t>label if 0 <= label < 9e18 else -1
+        bad |= y < 0 or y != label or y >= n_classes
+        classes[i] = y
+    return not bad
+
+
+def class_numbers(cnp.ndarray labels not None, n_classes):
+    """`_small.class_numbers`, of labels that can be read as they are; else that itself."""
+    cdef cnp.ndarray classes
+    cdef cnp.npy_intp n
+    cdef int64_t stride, most = n_classes
+    cdef int number
+    cdef bint good = False
+    cdef void *data
+    cdef int64_t *out
+    number = cnp.PyArray_TYPE(labels)
+    if not (cnp.PyArray_CheckExact(labels) and cnp.PyArray_NDIM(labels) == 1
+            and (number == cnp.NPY_FLOAT or number == cnp.NPY_DOUBLE)
+            and cnp.PyArray_ISBEHAVED_RO(labels)):
+        return _plain_class_numbers(labels, n_classes)
+    n = cnp.PyArray_DIM(labels, 0)
+    stride = cnp.PyArray_STRIDE(labels, 0)
+    data = cnp.PyArray_DATA(labels)
+    classes = cnp.PyArray_EMPTY(1, &n, cnp.NPY_INT64, 0)
+    out = <int64_t *>cnp.PyArray_DATA(classes)
+    with nogil:
+        if number == cnp.NPY_FLOAT:
+            good = convert(<const float *>data, stride, n, most, out)
+        else:
+            good = convert(<const double *>data, stride, n, most, out)
+    return classes if good else None
 
 
 def call_bytes():

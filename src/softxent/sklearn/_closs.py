@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import softxent as sx
+from softxent import _small
 
 Floats = NDArray[np.floating]
 
@@ -97,11 +98,9 @@ def _classes(y_true: Floats, raw_prediction: Floats) -> NDArray[np.int64]:
         raise ValueError("raw_prediction must have the shape (n_samples, n_classes) and y_true "
                          f"(n_samples,); got {raw_prediction.shape} and {y_true.shape}")
     n_classes = raw_prediction.shape[1]
-    with np.errstate(invalid="ignore"):  # of NaN and inf: found below
-        classes = y_true.astype(np.int64)
-    # Negative numbers are the largest of all without their sign.
-    if not (classes == y_true).all() or classes.view(np.uint64).max(initial=0) >= n_classes:
-        bad = (classes != y_true) | (classes < 0) | (classes >= n_classes)
+    classes = _small.class_numbers(y_true, n_classes)
+    if classes is None:
+        bad = ~np.isin(y_true, np.arange(n_classes))
         raise ValueError(
             "Some value(s) of y_true are out of the valid range of the loss 'HalfMultinomialLoss': "
             f"whole numbers from 0 to {n_classes - 1}, of the {n_classes} columns of "
@@ -117,8 +116,9 @@ def _magnitudes(sample_weight: Floats | None, targets: NDArray[np.int64]
     if sample_weight.shape != targets.shape:
         raise ValueError(f"sample_weight must have y_true's shape, {targets.shape}; "
                          f"got {sample_weight.shape}")
-    least = sample_weight.min(initial=0)
-    if not np.isfinite(least) or sample_weight.max(initial=0) == np.inf:
+    # The methods of the same names do this through more of Python.
+    least = np.minimum.reduce(sample_weight, initial=0)
+    if not -np.inf < least <= np.maximum.reduce(sample_weight, initial=0) < np.inf:
         raise ValueError("sample_weight must be finite; it has NaN or inf")
     return (np.abs(sample_weight), sample_weight < 0) if least < 0 else (sample_weight, None)
 
