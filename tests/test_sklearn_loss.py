@@ -410,7 +410,6 @@ def test_logistic_regression_finds_the_same(monkeypatch, digits, solver, weights
     seen = spy(monkeypatch)
     with patch():
         ours = LogisticRegression(**options).fit(x, y, weight)
-    assert set(seen) == {None}  # scikit-learn passes 1
     assert len(seen) > SOLVERS[solver]
     np.testing.assert_array_equal(ours.n_iter_, theirs.n_iter_)
     np.testing.assert_allclose(ours.coef_, theirs.coef_, rtol=0, atol=1e-6)
@@ -660,6 +659,18 @@ def test_grid_search_under_a_patch(monkeypatch, digits, backend):
     np.testing.assert_allclose(ours.best_estimator_.coef_, coef, atol=1e-4)
     refit = ours.best_estimator_.n_iter_[0]
     assert len(seen) > (4 if backend == "threading" else 1) * refit / 2
+
+
+@pytest.mark.parametrize(("n", "n_threads"), [(26_214, 1), (26_215, None)])
+def test_logistic_regression_shares_large_losses(monkeypatch, n, n_threads):
+    """Few logits take one thread, from 2**18 on as many as there are; scikit-learn passes 1."""
+    y = np.arange(n) % 10
+    x = np.random.default_rng(0).normal(0, 1, (n, 2)) + y[:, None]
+    seen = spy(monkeypatch)
+    with patch(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        LogisticRegression(max_iter=1).fit(x, y)
+    assert set(seen) == {n_threads}
 
 
 def test_cross_validated_logistic_regression(monkeypatch, digits):

@@ -38,7 +38,7 @@ class HalfMultinomialCLoss:
         _check_rows(loss_out, targets)
         loss_out[...] = sx.cross_entropy(
             raw_prediction, targets, sample_weight=weight, reduction="none", ignore_index=None,
-            n_threads=self._threads(n_threads))
+            n_threads=self._threads(n_threads, raw_prediction))
         _negate(negative, loss_out)
 
     def loss_gradient(self, y_true: Floats, raw_prediction: Floats, sample_weight: Floats | None,
@@ -47,12 +47,13 @@ class HalfMultinomialCLoss:
         targets = _classes(y_true, raw_prediction)
         weight, negative = _magnitudes(sample_weight, targets)
         _check_rows(loss_out, targets)
+        threads = self._threads(n_threads, raw_prediction)
 
         def write(rows: slice, out: Floats) -> None:
             loss_out[rows] = sx.cross_entropy_with_grad(
                 raw_prediction[rows], targets[rows],
                 sample_weight=None if weight is None else weight[rows], reduction="none",
-                ignore_index=None, n_threads=self._threads(n_threads), grad_out=out)[0]
+                ignore_index=None, n_threads=threads, grad_out=out)[0]
 
         _in_pieces(write, raw_prediction, gradient_out)
         _negate(negative, loss_out, gradient_out)
@@ -71,20 +72,22 @@ class HalfMultinomialCLoss:
         weight, negative = _magnitudes(sample_weight, targets)
         sx.cross_entropy_grad_hess(
             raw_prediction, targets, sample_weight=weight, ignore_index=None,
-            grad_out=gradient_out, hess_out=hessian_out, n_threads=self._threads(n_threads))
+            grad_out=gradient_out, hess_out=hessian_out,
+            n_threads=self._threads(n_threads, raw_prediction))
         _negate(negative, gradient_out, hessian_out)
 
     def gradient_proba(self, y_true: Floats, raw_prediction: Floats, sample_weight: Floats | None,
                        gradient_out: Floats, proba_out: Floats, n_threads: int | None = 1) -> None:
         """Write the gradient and the probabilities."""
         self.gradient(y_true, raw_prediction, sample_weight, gradient_out, n_threads)
+        threads = self._threads(n_threads, raw_prediction)
 
         def write(rows: slice, out: Floats) -> None:
-            sx.softmax(raw_prediction[rows], out=out, n_threads=self._threads(n_threads))
+            sx.softmax(raw_prediction[rows], out=out, n_threads=threads)
 
         _in_pieces(write, raw_prediction, proba_out)
 
-    def _threads(self, n_threads: int | None) -> int | None:
+    def _threads(self, n_threads: int | None, raw_prediction: Floats) -> int | None:
         """Return how many threads a call takes that scikit-learn gives `n_threads`."""
         return n_threads
 

@@ -9,10 +9,19 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from softxent.sklearn._closs import HalfMultinomialCLoss
 
 NAME = "HalfMultinomialLoss"
 HOME = "sklearn._loss.loss"
+
+
+#: Logits that are worth a second thread between two matrix products, whose threads spin on when
+#: they have done (OpenBLAS). Whole fits on two cores, the loss's time on two threads over that on
+#: one: 200,000 logits 1.0, 500,000 .8 to .9, 1,000,000 .67 (Zen 3, November 2026).
+SHARED_FROM = 2**18
 
 
 class _Borrowed(HalfMultinomialCLoss):
@@ -25,8 +34,8 @@ class _Borrowed(HalfMultinomialCLoss):
 class _OwnThreads(_Borrowed):
     """For callers whose `n_threads` is a constant, not a wish."""
 
-    def _threads(self, n_threads: int | None) -> int | None:
-        return None
+    def _threads(self, n_threads: int | None, raw_prediction: NDArray[np.floating]) -> int | None:
+        return None if raw_prediction.size >= SHARED_FROM else 1
 
 
 #: Modules that make loss objects by the name NAME, and what these are to compute by.
@@ -116,9 +125,10 @@ def patch() -> Patch:
     scikit-learn's loss, unless they patch themselves:
     ``joblib.parallel_config("loky", initializer=softxent.sklearn.patch)``. Forked ones inherit it.
 
-    *Threads of a fit*: logistic regression computes its loss on one thread in scikit-learn, here on
-    as many as `softxent.get_num_threads` says, with what limits those (`softxent.set_num_threads`,
-    the environment, joblib's workers, threadpoolctl after `softxent.register_threadpoolctl`).
+    *Threads of a fit*: logistic regression computes its loss on one thread in scikit-learn, here,
+    from 262,144 logits on, on as many as `softxent.get_num_threads` says, with what limits those
+    (`softxent.set_num_threads`, the environment, joblib's workers, threadpoolctl after
+    `softxent.register_threadpoolctl`).
     Gradient boosting hands over its own number of threads, which is kept.
 
     *Fitted estimators* are scikit-learn's: a pickle or deep copy has scikit-learn's loss, whether
