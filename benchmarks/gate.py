@@ -49,8 +49,8 @@ THRESHOLD = 0.10
 TURN_SECONDS = 4e-3
 #: Turns of each process of a group.
 ROUNDS = 8
-#: Groups that look at every cell; what they find slower by a quarter of the threshold they look at
-#: again: a second look costs seconds, a slow cell that is passed by costs the gate's word.
+#: Groups that look at every cell. What they find slower by half the threshold is looked at again: a
+#: second look costs seconds, a slow cell that is passed by costs the gate's word.
 GROUPS = 4
 #: Then by so many fresh groups at a time, at most so often.
 AGAIN = 8
@@ -106,7 +106,7 @@ def undisturbed(times: Sequence[float]) -> float:
 
 def is_suspect(cell: Cell, threshold: float) -> bool:
     """Whether a first look is reason enough for a second."""
-    return cell.ratio > math.log1p(threshold / 4)
+    return cell.ratio > math.log1p(threshold / 2)
 
 
 def is_sure(cell: Cell, threshold: float) -> bool:
@@ -201,10 +201,14 @@ class Process:
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "gate_worker.py"), regex], env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+        self.package = package
+
+    def check(self) -> None:
+        """Wait until the worker is there, and raise unless it measures what it is to."""
         where = self.ask("where")
-        if not where.startswith(str(package)):
-            raise CannotRun(f"{where} is measured in place of {package}: uninstall what puts it "
-                            f"before PYTHONPATH")
+        if not where.startswith(str(self.package)):
+            raise CannotRun(f"{where} is measured in place of {self.package}: uninstall what puts "
+                            f"it before PYTHONPATH")
 
     def ask(self, method: str, *arguments: object) -> Any:
         """Return a worker's answer."""
@@ -241,6 +245,8 @@ def group(cells: dict[str, Cell], packages: tuple[Path, Path], regex: str, turn:
     try:
         for side, package in order:
             processes[side] = Process(package, regex)
+        for process in processes.values():  # they start side by side
+            process.check()
         for name, cell in cells.items():
             ready = {side: processes[side].ask("setup", name) for side in range(3)}
             if not all(ready.values()):
@@ -285,6 +291,7 @@ def compare(base: Path, head: Path, regex: str, threshold: float) -> int:
     """Measure, print the table, and return the exit code."""
     lister = Process(head, regex)
     try:
+        lister.check()
         names = lister.ask("list")
     finally:
         lister.close()
