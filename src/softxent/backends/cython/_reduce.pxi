@@ -540,7 +540,7 @@ cdef void reduce_columns(Rows* rows, int64_t classes, const real* x, real* e,
     for j in range(GROUP):
         tops[j] = -INFINITY
         places[j] = <real>SMALL
-        targets[j] = <real>rows.y[j]
+        targets[j] = <real><int32_t>rows.y[j]    # AVX2 has no vectors of the conversion from int64
         rest[j] = 0.0
         carry[j] = 0.0
         e_tops[j] = 0
@@ -559,7 +559,7 @@ cdef void reduce_columns(Rows* rows, int64_t classes, const real* x, real* e,
     for j in range(GROUP):
         top = tops[j]
         rows.top[j] = top
-        rows.k_top[j] = <int64_t>places[j]
+        rows.k_top[j] = <int32_t>places[j]
         # Rows for the slow lane (finish_reduce): any number that does no harm.
         rows.n[j] = power_near(top if -limit <= top <= limit else 0.0, scale)
         power_of(rows.n[j], &k_of[j], &low_of[j], scale)

@@ -31,7 +31,7 @@
 #   the logits' precision) and the target's (its exp in float64, for the loss of a confident row
 #   is a quotient by it). S - e_max and S - e_target are sums of the others, never differences.
 
-from libc.stdint cimport int64_t, uint16_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 from libc.math cimport INFINITY, NAN, rint, fabs, fabsf
 from libc.string cimport memcpy
 
