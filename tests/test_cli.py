@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import softxent as sx
-from softxent.cli import main
+from softxent.cli import demo, main
 
 #: Put before a missing package's name: an interpreter in which it cannot be imported.
 BLOCKER = """\
@@ -111,6 +112,24 @@ def test_demo_json(softxent):
     assert losses == sorted(losses, reverse=True)
     assert figures["backend"] in sx.available_backends()
     assert min(figures["seconds"], figures["seconds_numpy"], figures["speedup"]) > 0
+
+
+@pytest.mark.usefixtures("digits")
+def test_demo_keeps_a_blas_to_one_thread(monkeypatch):
+    """And gives its threads back: of two, most of the demo was waiting for each other."""
+    threadpoolctl = pytest.importorskip("threadpoolctl", reason="comes with scikit-learn")
+
+    def threads():
+        return [pool["num_threads"] for pool in threadpoolctl.threadpool_info()
+                if pool["user_api"] == "blas"]
+
+    seen = []
+    monkeypatch.setattr(demo, "_train", lambda options, *data: seen.append(threads()))
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        before = threads()
+        demo.run(argparse.Namespace(plot=None))
+        assert threads() == before
+    assert seen == [[1] * len(before)]
 
 
 @pytest.mark.usefixtures("digits")
