@@ -66,13 +66,14 @@ def test_same_bits(name, any_dtype, reduction, order, monkeypatch):
     if any_dtype == "bfloat16":
         any_dtype = pytest.importorskip("ml_dtypes").bfloat16
     for (n, c), out in itertools.product([(1, 1), (1, 2), (7, 3), (33, 64), (40, 65), (5, 1500)],
-                                         ["none", "apart", "logits"]):
+                                         ["none", "apart", "logits", "turned"]):
         z, y = arrays(n, c, any_dtype)
         z = np.asarray(z, order=order)
 
         def call(z=z, y=y, out=out):
             scratch = z.copy(order="K")
-            grad = {"none": None, "apart": np.full_like(z, 7), "logits": scratch}[out]
+            grad = {"none": None, "apart": np.full_like(z, 7), "logits": scratch,
+                    "turned": np.full_like(z.T, 7).T}[out]
             loss, found = getattr(sx, f"{name}_with_grad")(
                 scratch, y, reduction=reduction, grad_out=grad, **extras(name))
             assert grad is None or found is grad
@@ -118,6 +119,13 @@ def test_what_is_simple():
     for rule in ("diagonal", "xgboost", "lightgbm"):
         assert is_ready(z, y, hessian=(rule, z + 1), sample_weight=s, wants_map=True)
     assert not is_ready(z, y, hessian=("xgboost-residual", None), wants_map=True)
+    turned, wide = np.empty_like(z.T).T, np.empty((6, 4))
+    assert is_ready(z, y, wants_map=True, out=turned)
+    assert is_ready(z, y, wants_map=True, out=wide, out_dtypes=("float32", "float64"))
+    assert is_ready(wide, y, wants_map=True, out=turned, out_dtypes=("float32", "float64"),
+                    hessian=("diagonal", np.empty((6, 4), np.float32)))
+    for out in (np.empty((12, 4), np.float32)[::2], np.empty((6, 4), ">f4"), (z + 1)[:, ::-1]):
+        assert not is_ready(z, y, wants_map=True, out=out)
     for other in (z.tolist(), z[:, ::-1], z.astype(">f4"), np.asfortranarray(z.astype(np.float16)),
                   np.ma.masked_array(z), z.view(np.memmap), z.repeat(2, axis=0)[::2]):
         assert not is_ready(other, np.where(y > 2, 0, y))
@@ -150,6 +158,8 @@ def bad_calls():
         "grad_out": room[4 : 4 + z.size].reshape(z.shape)}
     yield "grad_out over the targets", (z, y[:3].repeat(2)), {
         "grad_out": None}
+    square = np.zeros((4, 4), np.float32)
+    yield "grad_out the logits turned", (square, y[:4]), {"grad_out": square.T}
     yield "grad_out a list", (z, y), {"grad_out": z.tolist()}
     yield "a temperature of 0", (z, y), {"temperature": 0.0}
     yield "backend unknown", (z, y), {"backend": "cuda"}
@@ -228,7 +238,8 @@ def test_odd_weights(weights, monkeypatch):
         compiled == plain)
 
 
-@pytest.mark.parametrize("outputs", ["none", "given", "in place"])
+@pytest.mark.parametrize("outputs", ["none", "given", "in place", "other", "other grad",
+                                     "other hess", "turned"])
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("rule", ["diagonal", "xgboost", "lightgbm", "xgboost-residual"])
 def test_same_hessian(rule, order, dtype, outputs, monkeypatch):
@@ -240,8 +251,12 @@ def test_same_hessian(rule, order, dtype, outputs, monkeypatch):
 
         def call(z=z, y=y, s=s):
             scratch = z.copy(order="K")
-            grad = {"none": None, "given": np.full_like(z, 7), "in place": scratch}[outputs]
-            hess = None if outputs == "none" else np.full_like(z, 7)
+            alike, turned = np.full_like(z, 7), np.full_like(z.T, 7).T
+            other = np.full_like(z, 7, "float32" if dtype == "float64" else "float64")
+            grad = {"none": None, "in place": scratch, "other": other, "other grad": other,
+                    "turned": turned}.get(outputs, alike)
+            hess = {"none": None, "other": other.copy(order="K"), "other hess": other,
+                    "turned": turned.copy(order="K")}.get(outputs, alike.copy(order="K"))
             found = sx.cross_entropy_grad_hess(scratch, y, sample_weight=s, hessian=rule,
                                                grad_out=grad, hess_out=hess)
             assert grad is None or (found[1] is grad and found[2] is hess)
@@ -267,6 +282,8 @@ def bad_hessians():
     yield {"hess_out": np.empty((6, 4), np.float16)}
     yield {"hess_out": np.empty((6, 4))}
     yield {"grad_out": np.empty((6, 4))}
+    yield {"grad_out": np.empty((6, 4), np.float16)}
+    yield {"grad_out": np.empty((6, 4), np.int32), "hess_out": np.empty((6, 4), bool)}
     yield {"sample_weight": room[:6], "hess_out": out}
     yield {"loss_out": np.empty(6)}
     yield {"loss_out": room[:6], "hess_out": out}

@@ -1,10 +1,11 @@
 """`_problem.normalise` for the calls that most calls are, compiled, and what it makes of them.
 
 A call is simple if every option has its default, the logits are (N, C), in C or Fortran order, the
-targets are class numbers in int64, gradient and Hessian are like the logits, and all arrays are
-NumPy's own, contiguous, aligned and in native byte order. There may be weights of the rows, in float32
-or float64. Of such a call the kernel's arguments are built here, the ones that the backend's binding
-would build; for any other, `normalise` is the plain one, with every check and every error.
+targets are class numbers in int64, and all arrays are NumPy's own, contiguous, aligned and in native
+byte order; gradient and Hessian in either order, whatever the logits', and of any float type that the
+loss lets them have. There may be weights of the rows, in float32 or float64. Of such a call the
+kernel's arguments are built here, the ones that the backend's binding would build; for any other,
+`normalise` is the plain one, with every check and every error.
 """
 
 import cython
@@ -35,9 +36,11 @@ cdef extern from "call.h" nogil:
         SX_TYPE_F16
         SX_TYPE_BF16
         SX_TYPE_FLOAT
+        SX_ANY
         SX_IN_PLACE
         SX_STRIDED
         SX_SIXTEEN
+        SX_SINGLE
     ctypedef struct sx_rows:
         char* data
         int64_t type
@@ -119,6 +122,43 @@ cdef tuple kind_of(cnp.ndarray logits, int number):
     return None
 
 
+cdef void describe(sx_matrix *into, cnp.ndarray array, int64_t type, bint wide):
+    # An (N, C) array, contiguous in either order, for a walk in double or in float.
+    cdef int64_t size = cnp.PyArray_ITEMSIZE(array)
+    cdef bint by_class = not cnp.PyArray_IS_C_CONTIGUOUS(array)
+    into.rows.data = <char *>cnp.PyArray_DATA(array)
+    into.rows.type = type
+    into.rows.strides[0] = size if by_class else cnp.PyArray_DIM(array, 1) * size
+    into.class_stride = cnp.PyArray_DIM(array, 0) * size if by_class else size
+    if size == 2:
+        into.direct = SX_SIXTEEN
+    elif (size == 8) != wide:
+        into.direct = SX_SINGLE if wide else SX_ANY
+    else:
+        into.direct = SX_STRIDED if by_class else SX_IN_PLACE
+
+
+cdef bint is_output(object array, cnp.ndarray logits, tuple others):
+    # Whether a map can be written into the array, as far as its own shape and type go.
+    cdef int number
+    if not (cnp.PyArray_CheckExact(array) and cnp.PyArray_NDIM(array) == 2
+            and (cnp.PyArray_ISCARRAY(array) or cnp.PyArray_ISFARRAY(array))
+            and cnp.PyArray_DIM(array, 0) == cnp.PyArray_DIM(logits, 0)
+            and cnp.PyArray_DIM(array, 1) == cnp.PyArray_DIM(logits, 1)):
+        return False
+    number = cnp.PyArray_TYPE(array)
+    if cnp.PyArray_ITEMSIZE(logits) == 2:
+        return number == cnp.PyArray_TYPE(logits) and cnp.PyArray_IS_C_CONTIGUOUS(array)
+    return (number == cnp.PyArray_TYPE(logits) or number == cnp.NPY_FLOAT and "float32" in others
+            or number == cnp.NPY_DOUBLE and "float64" in others)
+
+
+cdef inline bint are_one(cnp.ndarray a, cnp.ndarray b):
+    # Of arrays of one shape, contiguous: whether they have the same elements at the same places.
+    return (cnp.PyArray_DATA(a) == cnp.PyArray_DATA(b) and cnp.PyArray_TYPE(a) == cnp.PyArray_TYPE(b)
+            and cnp.PyArray_IS_C_CONTIGUOUS(a) == cnp.PyArray_IS_C_CONTIGUOUS(b))
+
+
 @cython.final
 @cython.freelist(8)
 cdef class Ready:
@@ -151,12 +191,19 @@ cdef class Ready:
                      wants_map=self.wants_map, out=self.out if self.given else None,
                      out_name=self.out_name, out_dtypes=self.out_dtypes, hessian=self.hessian)
 
-    cdef cnp.ndarray like_logits(self):
-        # An array to write into.
-        if self.call.logits.direct == SX_SIXTEEN:
-            return np.empty_like(self.logits)
-        return cnp.PyArray_EMPTY(2, cnp.PyArray_DIMS(self.logits), cnp.PyArray_TYPE(self.logits),
-                                 self.call.logits.direct == SX_STRIDED)
+    cdef cnp.ndarray map_of(self, sx_matrix *into, cnp.ndarray given):
+        # The array that a map is written into, `given` or a new one like the logits.
+        cdef int64_t size
+        if given is None and self.call.logits.direct == SX_SIXTEEN:
+            given = np.empty_like(self.logits)
+        elif given is None:
+            given = cnp.PyArray_EMPTY(2, cnp.PyArray_DIMS(self.logits),
+                                      cnp.PyArray_TYPE(self.logits),
+                                      self.call.logits.direct == SX_STRIDED)
+        size = cnp.PyArray_ITEMSIZE(given)
+        describe(into, given, self.call.logits.rows.type if size == 2 else SX_TYPE_FLOAT | size,
+                 cnp.PyArray_ITEMSIZE(self.logits) == 8)
+        return given
 
     def run(self, tuple found, plan, int64_t units):
         """Run what `Backend.kernel` found; return what `_run.evaluate` returns. Once."""
@@ -171,15 +218,7 @@ cdef class Ready:
         cdef object rows = None
         cdef bint keeps_rows = self.reduction == "none"
         if self.wants_map:
-            if self.out is None:
-                self.out = self.like_logits()
-            self.call.out_map.rows.data = <char *>cnp.PyArray_DATA(self.out)
-            self.call.out_map.rows.type = self.call.logits.rows.type
-            self.call.out_map.rows.strides[0] = self.call.logits.rows.strides[0]
-            self.call.out_map.class_stride = self.call.logits.class_stride
-            self.call.out_map.direct = self.call.logits.direct
-        if self.hessian is not None:
-            self.hess = self.like_logits() if self.hessian[1] is None else self.hessian[1]
+            self.out = self.map_of(&self.call.out_map, self.out)
         self.call.streams = plan.streams and self.hessian is None
         self.call.out_rows_is_double = not keeps_rows or cnp.PyArray_ITEMSIZE(self.logits) == 8
         if keeps_rows:
@@ -199,7 +238,7 @@ cdef class Ready:
                 second[0] = self.call
                 second.op = Op.HESSIAN
                 second.out_rows = NULL
-                second.out_map.rows.data = <char *>cnp.PyArray_DATA(self.hess)
+                self.hess = self.map_of(&second.out_map, self.hessian[1])
                 second.scale, second.floor = hessian_rule(self.hessian[0], 1.0, self.call.n_classes)
                 self.call.second = second
             if units:
@@ -286,7 +325,7 @@ cdef double sum_of_weights(Ready self) except -1.0:
 
 cdef Ready ready(object spec, object logits, object targets, object ignore_index, object gamma,
                  object sample_weight, object reduction, bint wants_map, object out,
-                 object out_name, object out_dtypes, tuple hessian):
+                 object out_name, tuple out_dtypes, tuple hessian):
     # None: not a simple call, or not a valid one.
     cdef int number
     cdef object hess_out = None
@@ -332,12 +371,10 @@ cdef Ready ready(object spec, object logits, object targets, object ignore_index
     if bad or count == 0:
         return None
     if out is not None:
-        if not (is_matrix(out, number, by_class) and cnp.PyArray_ISWRITEABLE(out)
-                and cnp.PyArray_DIM(out, 0) == n and cnp.PyArray_DIM(out, 1) == classes):
+        if not is_output(out, logits, out_dtypes):
             return None
         apart = are_apart(out, logits)
-        if not are_apart(out, targets) or not (
-                apart or cnp.PyArray_DATA(out) == cnp.PyArray_DATA(logits)):
+        if not are_apart(out, targets) or not (apart or are_one(out, logits)):
             return None
     if hessian is not None:
         hess_out = hessian[1]
@@ -345,8 +382,7 @@ cdef Ready ready(object spec, object logits, object targets, object ignore_index
                 or size == 2):
             return None
         if hess_out is not None and not (
-                is_matrix(hess_out, number, by_class) and cnp.PyArray_ISWRITEABLE(hess_out)
-                and cnp.PyArray_DIM(hess_out, 0) == n and cnp.PyArray_DIM(hess_out, 1) == classes
+                is_output(hess_out, logits, out_dtypes)
                 and are_apart(hess_out, logits) and are_apart(hess_out, targets)
                 and (out is None or are_apart(hess_out, out))):
             return None
@@ -376,11 +412,7 @@ cdef Ready ready(object spec, object logits, object targets, object ignore_index
     self.call.n_axes = 1
     self.call.shape[0] = n
     self.call.n_points = n * classes
-    self.call.logits.rows.data = <char *>cnp.PyArray_DATA(logits)
-    self.call.logits.rows.type = kind[1]
-    self.call.logits.class_stride = n * size if by_class else size
-    self.call.logits.rows.strides[0] = size if by_class else classes * size
-    self.call.logits.direct = SX_SIXTEEN if size == 2 else SX_STRIDED if by_class else SX_IN_PLACE
+    describe(&self.call.logits, logits, kind[1], size == 8)
     self.call.targets.data = <char *>cnp.PyArray_DATA(targets)
     self.call.targets.type = sizeof(int64_t)
     self.call.targets.strides[0] = sizeof(int64_t)
