@@ -2,6 +2,7 @@
 
 An extension that does not compile is left out, with a warning: the package then works with what is
 there (SOFTXENT_REQUIRE_EXTENSIONS=1 makes it an error, for those who build wheels).
+SOFTXENT_LEVELS=v3, or several with commas, builds kernels for these instruction set levels only.
 """
 
 import glob
@@ -32,6 +33,13 @@ V4 = [*V3, "-mavx512f", "-mavx512cd", "-mavx512vl", "-mavx512bw", "-mavx512dq",
       "-mprefer-vector-width=512"]
 X86 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
 LEVELS = {"v2": V2, "v3": V3, "v4": V4} if X86 and POSIX else {"generic": []}
+WANTED = os.environ.get("SOFTXENT_LEVELS")
+if WANTED:
+    unknown = set(WANTED.split(",")) - set(LEVELS)
+    if unknown:
+        sys.exit(f"SOFTXENT_LEVELS: no level {', '.join(sorted(unknown))} here; there is "
+                 f"{', '.join(LEVELS)}")
+    LEVELS = {level: LEVELS[level] for level in WANTED.split(",")}
 
 
 def extension(name: str, sources: list[str], flags: list[str], depends: list[str]) -> Extension:

@@ -160,7 +160,7 @@ def build(commit: str) -> Path:
         metadata.version("asv_runner")  # the workers'
     except metadata.PackageNotFoundError as error:
         raise CannotRun(f"needs {error.name}: pip install '.[benchmark]'") from error
-    flags = [os.environ.get(name, "") for name in ("CC", "CFLAGS", "LDFLAGS")]
+    flags = [os.environ.get(name, "") for name in ("CC", "CFLAGS", "LDFLAGS", "SOFTXENT_LEVELS")]
     key = hashlib.sha256("\n".join([platform.python_version(), *tools, *flags]).encode())
     place = BUILDS / f"{commit[:12]}-{key.hexdigest()[:8]}"
     if place.exists():
