@@ -87,10 +87,14 @@ def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Le
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compiled() -> None:
-    """Compile what is compiled on first use once: children find it in the cache."""
-    for backend, state in sx.available_backends().items():
-        if state == "available":
+def _compiled(request: pytest.FixtureRequest) -> None:
+    """Compile what is compiled on first use once: children find it in the cache.
+
+    Of a backend that no test is of, and calls do not get, only what a call asks for is compiled, by
+    that: all that there is takes Numba minutes.
+    """
+    for backend in {sx.explain((4, 4)).backend}.union(*map(_backends, request.session.items)):
+        if sx.available_backends()[backend] == "available":
             sx.warmup(backend=backend)
 
 
@@ -155,15 +159,23 @@ SUBSET = {
 LEFT_OUT = {"test_far_scales", "test_more_than_2_to_the_31_elements", "test_peak_memory"}
 
 
+def _of(item: pytest.Item) -> set[Level | str]:
+    """Return what backends, and levels of one, a test is of by its parameters."""
+    parameters = getattr(item, "callspec", None)
+    return {value for value in parameters.params.values()
+            if isinstance(value, Level) or (isinstance(value, str) and value in BACKENDS)
+            } if parameters else set()
+
+
+def _backends(item: pytest.Item) -> set[str]:
+    return {value if isinstance(value, str) else value.backend for value in _of(item)}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the subset."""
     plan = sx.explain((4, 4))
     served = {plan.backend, Level(plan.backend, plan.isa), "numpy", Level("numpy", "")}
     for item in items:
-        parameters = getattr(item, "callspec", None)
-        backends = {value for value in parameters.params.values()
-                    if isinstance(value, Level) or (isinstance(value, str) and value in BACKENDS)
-                    } if parameters else set()
         name = getattr(item, "originalname", item.name)
-        if item.path.name in SUBSET and name not in LEFT_OUT and backends <= served:
+        if item.path.name in SUBSET and name not in LEFT_OUT and _of(item) <= served:
             item.add_marker(pytest.mark.subset)
