@@ -9,6 +9,7 @@ the seed, the dtype and the number of classes.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -292,8 +293,9 @@ def copies(n_classes: int) -> int:
     return 6 if n_classes < 100 else 4 if n_classes < 1000 else 2 if n_classes < 4000 else 1
 
 
+@functools.cache
 def case(n_classes: int, dtype: str) -> Case:
-    """Rows of every family with this many classes."""
+    """Rows of every family with this many classes; the same arrays each time, read-only."""
     rng = np.random.default_rng([SEED, n_classes, np.dtype(dtype).itemsize])
     logits, targets, families = [], [], []
     for name in FAMILIES:
@@ -303,7 +305,9 @@ def case(n_classes: int, dtype: str) -> Case:
                 logits.append(made[0])
                 targets.append(made[1])
                 families.append(name)
-    return Case(f"C={n_classes}", np.stack(logits), np.array(targets), families)
+    made = Case(f"C={n_classes}", np.stack(logits), np.array(targets), families)
+    made.logits.flags.writeable = made.targets.flags.writeable = False
+    return made
 
 
 def cases(dtype: str) -> Iterator[Case]:
