@@ -30,6 +30,7 @@ from accuracy_table import (
     quantities,
     storage,
 )
+from conftest import force, usable_levels
 from softxent._problem import DEFAULTS
 from softxent.losses import LOSSES
 
@@ -307,10 +308,10 @@ def expected(case):
     return true, divisor, weight * heaviest
 
 
-def faults(case, level):
-    """What breaks a bound, as text."""
+def faults(case, wanted, level):
+    """What breaks a bound, as text; `wanted`: what is expected of the case."""
     loss, g = evaluate(case, level)
-    true, divisor, heaviest = expected(case)
+    true, divisor, heaviest = wanted
     combination, n_classes = case.combination, columns(case)
     dtype = "float64" if combination.dtype == "float64" else "float32"
     assert np.shape(g) == case.logits.shape
@@ -370,18 +371,25 @@ def faults(case, level):
 
 @pytest.mark.parametrize(("loss", "kind"), KINDS)
 @pytest.mark.parametrize("how", [pairs, randomly], ids=["pairs", "random"])
-def test_combinations(level, how, loss, kind):
-    """Loss and gradient of every combination are within the contract's bounds."""
-    found, seen = [], 0
-    for combination in how(loss, kind):
-        seen += 1
-        with np.errstate(invalid="ignore", over="ignore"):
-            case = example(combination)
-        try:
-            found += [f"{combination}: {fault}" for fault in faults(case, level)]
-        except Exception as error:
-            raise AssertionError(f"{combination}: {error!r}") from error
-    assert not found, f"{len(found)} of {seen}:\n" + "\n".join(found[:10])
+def test_combinations(how, loss, kind, monkeypatch):
+    """Loss and gradient of every combination are within the contract's bounds, at every level.
+
+    All levels in one test: most of its time is the truth's.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        cases = [example(combination) for combination in how(loss, kind)]
+    wanted = [expected(case) for case in cases]
+    found = []
+    for level in usable_levels():
+        with monkeypatch.context() as patch:
+            force(level, patch)
+            for case, of_case in zip(cases, wanted, strict=True):
+                name = f"{level}: {case.combination}"
+                try:
+                    found += [f"{name}: {fault}" for fault in faults(case, of_case, level)]
+                except Exception as error:
+                    raise AssertionError(f"{name}: {error!r}") from error
+    assert not found, f"{len(found)} of {len(cases)} and each level:\n" + "\n".join(found[:10])
 
 
 # ---- the generator knows the table ---------------------------------------------------------------
