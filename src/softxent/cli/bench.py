@@ -7,7 +7,6 @@ medians of round-by-round ratios, for a machine's speed drifts from one minute t
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import statistics
 import sys
@@ -21,8 +20,7 @@ from numpy.typing import NDArray
 from softxent import _machine, _threads
 from softxent._explain import explain
 from softxent.asv.shapes import Shape
-from softxent.cli import CommandError
-from softxent.cli.demo import _pyplot
+from softxent.cli import CommandError, _plot
 from softxent.cli.peers import PEERS, Case, Unsupported, case_of, version_of
 from softxent.losses.cross_entropy import cross_entropy, cross_entropy_with_grad
 
@@ -236,7 +234,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         except ValueError:
             raise CommandError(f"--shapes: {text!r} is not ROWSxCLASSES[:DTYPE][:F]") from None
     if options.plot:
-        plt = _pyplot()
+        plt = _plot.pyplot(options.plot)
     said: set[str] = set()
 
     def say(line: str) -> None:
@@ -250,7 +248,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         figures.append(bench(shape, against, options.rounds, n_threads, options.fresh, say))
     facts = machine(n_threads, against)
     if options.plot:
-        _plot(plt, figures, facts, options.plot)
+        _draw(plt, figures, facts, options.plot)
     versions = ", ".join(f"{name} {found}" for name, found in facts["versions"].items())
     lines = [*table(figures), "",
              f"{facts['cpu']}, level {facts['level']}, {n_threads} "
@@ -258,7 +256,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return {"machine": facts, "shapes": figures}, "\n".join(lines)
 
 
-def _plot(plt: Any, figures: list[dict[str, Any]], facts: dict[str, Any], file: str) -> None:
+def _draw(plt: Any, figures: list[dict[str, Any]], facts: dict[str, Any], file: str) -> None:
     axes_figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     names: dict[str, None] = {}
     for of_shape in figures:
@@ -279,9 +277,6 @@ def _plot(plt: Any, figures: list[dict[str, Any]], facts: dict[str, Any], file: 
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=2)
     try:
-        axes_figure.savefig(file, format=os.path.splitext(file)[1][1:] or "png", dpi=120)
-    except (OSError, ValueError) as error:
-        raise CommandError(f"cannot write the plot: {error}") from error
+        _plot.save(axes_figure, file, dpi=120)
     finally:
         plt.close(axes_figure)
-    print(f"plot written to {file}", file=sys.stderr)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from softxent._explain import explain
-from softxent.cli import CommandError
+from softxent.cli import CommandError, _plot
 from softxent.losses.cross_entropy import cross_entropy_with_grad
 
 #: Weight decay: held-out accuracy is flat (0.96-0.97) from 1e-4 to 1e-2.
@@ -87,7 +85,7 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Train, time both losses in turn, and return the figures and the same as text."""
     if options.plot:
-        _pyplot()  # before the work, if it is missing
+        _plot.pyplot(options.plot)  # before the work, if it cannot be drawn
     data = _digits()
     from threadpoolctl import threadpool_limits  # scikit-learn has it
 
@@ -118,7 +116,7 @@ def _train(options: argparse.Namespace, x_train: Floats, x_test: Floats,
         "loss_seconds": alone[0], "loss_seconds_numpy": alone[1], "loss_speedup": ratio_alone,
     }
     if options.plot:
-        _plot(losses, options.plot)
+        _draw(losses, options.plot)
     shown = sorted({*range(0, len(losses), max(1, len(losses) // 8)), len(losses) - 1})
     lines = [
         f"softmax regression on handwritten digits: {len(x_train)} to learn from, "
@@ -161,25 +159,9 @@ def _digits() -> tuple[Floats, Floats, NDArray[np.integer], NDArray[np.integer]]
     return tuple(parts)
 
 
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise CommandError(f"--plot needs Matplotlib ({error}); pip install 'softxent[plot]'"
-                           ) from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def _plot(losses: list[float], file: str) -> None:
-    figure, axes = _pyplot().subplots(figsize=(6, 3.5), layout="constrained")
+def _draw(losses: list[float], file: str) -> None:
+    figure, axes = _plot.pyplot(file).subplots(figsize=(6, 3.5), layout="constrained")
     axes.semilogy(range(1, len(losses) + 1), losses)
     axes.set(xlabel="iteration", ylabel="loss + weight decay",
              title="Handwritten digits, softmax regression by L-BFGS")
-    try:
-        figure.savefig(file, format=Path(file).suffix[1:] or "png")
-    except (OSError, ValueError) as error:
-        raise CommandError(f"cannot write the plot: {error}") from error
-    print(f"plot written to {file}", file=sys.stderr)
+    _plot.save(figure, file)
