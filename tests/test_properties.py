@@ -396,5 +396,6 @@ def test_any_options_beside_guards(level, data):
     elsewhere = pairs.placed
     with pytest.MonkeyPatch.context() as patch, np.errstate(invalid="ignore", over="ignore"):
         patch.setattr(pairs, "placed", placed)
-        found = list(pairs.faults(pairs.example(drawn), level))
+        case = pairs.example(drawn)
+        found = list(pairs.faults(case, pairs.expected(case), level))
     assert not found, (str(drawn), found)
