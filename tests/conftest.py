@@ -90,10 +90,10 @@ def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Le
 def _compiled(request: pytest.FixtureRequest) -> None:
     """Compile what is compiled on first use once: children find it in the cache.
 
-    Of a backend that no test is of, and calls do not get, only what a call asks for is compiled, by
-    that: all that there is takes Numba minutes.
+    Of a backend that no test forces a level of, and calls do not get, only what a call asks for is
+    compiled, by that: all that there is takes Numba minutes.
     """
-    for backend in {sx.explain((4, 4)).backend}.union(*map(_backends, request.session.items)):
+    for backend in {sx.explain((4, 4)).backend}.union(*map(_levelled, request.session.items)):
         if sx.available_backends()[backend] == "available":
             sx.warmup(backend=backend)
 
@@ -168,8 +168,9 @@ def _of(item: pytest.Item) -> set[Level | str]:
             or (isinstance(value, str) and value in BACKENDS)} if parameters else set()
 
 
-def _backends(item: pytest.Item) -> set[str]:
-    return {value if isinstance(value, str) else value.backend for value in _of(item)}
+def _levelled(item: pytest.Item) -> set[str]:
+    """Return the backends of which a test is at a level: of its kind there are hundreds."""
+    return {value.backend for value in _of(item) if not isinstance(value, str)}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
