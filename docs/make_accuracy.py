@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import accuracy_table as table  # noqa: E402
 import rows  # noqa: E402
 import truth  # noqa: E402
-from conftest import LEVELS, usable_levels  # noqa: E402
+from levels import LEVELS, usable_levels  # noqa: E402
 
 #: Lines of the page: what it is called, where `accuracy_table` has it (setting and quantities).
 LINES: list[tuple[str, str, tuple[str, ...]]] = [

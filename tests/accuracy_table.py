@@ -616,7 +616,7 @@ def measure(backend: str, isa: str, dtype: str) -> dict[str, Worst]:
 
 def main() -> None:
     """Print a table for each dtype: the worst over all settings of the options, or each setting."""
-    from conftest import LEVELS, usable_levels
+    from levels import LEVELS, usable_levels
 
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--settings", action="store_true", help="a line for each setting")

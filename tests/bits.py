@@ -155,7 +155,7 @@ def cases() -> list[tuple[str, str]]:
 
 def main() -> None:
     """Compare with the file, or write it."""
-    from conftest import LEVELS, usable_levels
+    from levels import LEVELS, usable_levels
 
     now: dict[str, dict[str, dict[str, str]]] = {}
     for level in usable_levels():

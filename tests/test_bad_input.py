@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import softxent as sx
-from conftest import usable_levels
+from levels import usable_levels
 from softxent import _threads
 from softxent._problem import normalise
 from softxent.backends import backend as backend_of

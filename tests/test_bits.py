@@ -5,7 +5,7 @@ import json
 import pytest
 
 import bits
-from conftest import LEVELS, force, usable_levels
+from levels import LEVELS, force, usable_levels
 
 STORED = json.loads(bits.FILE.read_text())
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import softxent as sx
-from conftest import force, share_all, usable_levels
+from levels import force, share_all, usable_levels
 from softxent import _plan
 
 RNG = np.random.default_rng(5)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import LEVELS, _processor_has
+from levels import LEVELS, _processor_has
 
 TESTS = Path(__file__).parent
 FLAGS = {"v2": ["-msse4.2"], "v3": ["-mavx2", "-mfma"], "v4": ["-mavx2", "-mfma", "-mavx512f"]}

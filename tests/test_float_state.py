@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import softxent as sx
-from conftest import force, usable_levels
+from levels import force, usable_levels
 from softxent import _plan, _tuning
 from softxent.losses import LOSSES
 from test_option_pairs import VALUES, Combination, evaluate, example

@@ -7,7 +7,7 @@ import rows
 import softxent as sx
 import truth
 from accuracy_table import FORMATS, bound, option_cases, storage
-from conftest import force, usable_levels
+from levels import force, usable_levels
 from test_accuracy import assert_positive_zero, bits, layouts
 
 LD = truth.LD

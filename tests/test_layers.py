@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import softxent as sx
-from conftest import force, usable_levels
+from levels import force, usable_levels
 from softxent import _machine
 from softxent.losses import LOSSES
 

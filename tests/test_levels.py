@@ -4,7 +4,7 @@ import pytest
 
 import rows
 import softxent as sx
-from conftest import Level, force, usable_levels
+from levels import Level, force, usable_levels
 
 WITH_FMA = [level for level in usable_levels() if level.isa in ("v3", "v4")]
 

@@ -23,7 +23,7 @@ from accuracy_table import (
     measured,
     storage,
 )
-from conftest import force, usable_levels
+from levels import force, usable_levels
 from softxent.losses import LOSSES
 from test_accuracy import assert_positive_zero, bits, digests, layouts
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import softxent as sx
-from conftest import force, usable_levels
+from levels import force, usable_levels
 
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 #: Logits' shapes as PyTorch wants them: (C,) or (N, C, d1, ...).

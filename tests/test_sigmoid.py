@@ -11,7 +11,7 @@ import pytest
 import softxent as sx
 import truth
 from accuracy_table import FORMATS, storage
-from conftest import force, usable_levels
+from levels import force, usable_levels
 from test_accuracy import assert_positive_zero, layouts
 
 LD = truth.LD
