@@ -124,7 +124,7 @@ def test_demo_keeps_a_blas_to_one_thread(monkeypatch):
                 if pool["user_api"] == "blas"]
 
     seen = []
-    monkeypatch.setattr(demo, "_train", lambda options, *data: seen.append(threads()))
+    monkeypatch.setattr(demo, "_train", lambda *data: ({}, str(seen.append(threads()))))
     with threadpoolctl.threadpool_limits(2, "blas"):
         before = threads()
         demo.run(argparse.Namespace(plot=None))

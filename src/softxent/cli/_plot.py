@@ -28,8 +28,10 @@ def pyplot(file: str) -> Any:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise CommandError(f"cannot write the plot: there is no folder {folder}")
-    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise CommandError(f"cannot write the plot: {file} is a folder, or may not be written")
+    if path.is_dir():
+        raise CommandError(f"cannot write the plot: {file} is a folder; name a file in it")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise CommandError(f"cannot write the plot: no permission to write {file}")
     known = FigureCanvasBase.get_supported_filetypes()
     if _format(file) not in known:
         raise CommandError(f"cannot write the plot: the end of {file} is no format of "

@@ -84,18 +84,20 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Train, time both losses in turn, and return the figures and the same as text."""
-    if options.plot:
-        _plot.pyplot(options.plot)  # before the work, if it cannot be drawn
+    plt = _plot.pyplot(options.plot) if options.plot else None
     data = _digits()
     from threadpoolctl import threadpool_limits  # scikit-learn has it
 
     # Products this small are done before a BLAS's threads have met: 36 s on two shared cores, 5 s
     # so (OpenBLAS, November 2026), and of what is timed nine tenths would be their waiting.
     with threadpool_limits(1, "blas"):
-        return _train(options, *data)
+        figures, text = _train(*data)
+    if plt is not None:
+        _draw(plt, figures["losses"], options.plot)
+    return figures, text
 
 
-def _train(options: argparse.Namespace, x_train: Floats, x_test: Floats,
+def _train(x_train: Floats, x_test: Floats,
            y_train: NDArray[np.integer], y_test: NDArray[np.integer]) -> tuple[dict[str, Any], str]:
     losses: list[float] = []
     weights = fit(x_train, y_train, 10, ours, losses.append)
@@ -115,8 +117,6 @@ def _train(options: argparse.Namespace, x_train: Floats, x_test: Floats,
         "seconds": training[0], "seconds_numpy": training[1], "speedup": ratio,
         "loss_seconds": alone[0], "loss_seconds_numpy": alone[1], "loss_speedup": ratio_alone,
     }
-    if options.plot:
-        _draw(losses, options.plot)
     shown = sorted({*range(0, len(losses), max(1, len(losses) // 8)), len(losses) - 1})
     lines = [
         f"softmax regression on handwritten digits: {len(x_train)} to learn from, "
@@ -159,8 +159,8 @@ def _digits() -> tuple[Floats, Floats, NDArray[np.integer], NDArray[np.integer]]
     return tuple(parts)
 
 
-def _draw(losses: list[float], file: str) -> None:
-    figure, axes = _plot.pyplot(file).subplots(figsize=(6, 3.5), layout="constrained")
+def _draw(plt: Any, losses: list[float], file: str) -> None:
+    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     axes.semilogy(range(1, len(losses) + 1), losses)
     axes.set(xlabel="iteration", ylabel="loss + weight decay",
              title="Handwritten digits, softmax regression by L-BFGS")
