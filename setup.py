@@ -33,13 +33,10 @@ V4 = [*V3, "-mavx512f", "-mavx512cd", "-mavx512vl", "-mavx512bw", "-mavx512dq",
       "-mprefer-vector-width=512"]
 X86 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
 LEVELS = {"v2": V2, "v3": V3, "v4": V4} if X86 and POSIX else {"generic": []}
-WANTED = os.environ.get("SOFTXENT_LEVELS")
-if WANTED:
-    unknown = set(WANTED.split(",")) - set(LEVELS)
-    if unknown:
-        sys.exit(f"SOFTXENT_LEVELS: no level {', '.join(sorted(unknown))} here; there is "
-                 f"{', '.join(LEVELS)}")
-    LEVELS = {level: LEVELS[level] for level in WANTED.split(",")}
+WANTED = os.environ.get("SOFTXENT_LEVELS", "").replace(",", " ").split() or list(LEVELS)
+if not set(WANTED) <= set(LEVELS):
+    sys.exit(f"SOFTXENT_LEVELS must be some of {', '.join(LEVELS)} here, got {', '.join(WANTED)}")
+LEVELS = {level: LEVELS[level] for level in WANTED}
 
 
 def extension(name: str, sources: list[str], flags: list[str], depends: list[str]) -> Extension:

@@ -87,7 +87,9 @@ class Cython(Backend):
                 return level, ""
             reasons.append(reason)
         broken = [reason for reason in reasons if reason.startswith("broken")]
-        return "", broken[0] if broken else "its extensions were not built (no C compiler?)"
+        wanted = " or ".join(usable_levels()) or "this processor"
+        return "", broken[0] if broken else (
+            f"its kernels were not built for {wanted} (no C compiler? other SOFTXENT_LEVELS?)")
 
     def isa(self) -> str:
         """Return the level in use."""
