@@ -1161,6 +1161,15 @@ SX_INLINE void sx_scale_run_f32(const float *e, float shift, float a, int64_t le
             _mm512_mul_ps(_mm512_maskz_loadu_ps(rest, e + i), by), factor, zero));
     }
     return;
+#elif defined(__AVX2__) && defined(__FMA__)
+    __m256 by = _mm256_set1_ps(shift), factor = _mm256_set1_ps(a), zero = _mm256_setzero_ps();
+    int64_t j;
+    /* Four at a time: as a loop of six instructions it takes a third longer where they lie in two lines
+       of the code. */
+    for (; i + 32 <= length; i += 32)
+        for (j = i; j < i + 32; j += 8)
+            _mm256_storeu_ps(to + j, _mm256_fmadd_ps(
+                _mm256_mul_ps(_mm256_loadu_ps(e + j), by), factor, zero));
 #endif
     /* Two loops: a compiler that cannot know `the same or apart` runs a scalar one. */
     if (e == to) {
@@ -1186,6 +1195,15 @@ SX_INLINE void sx_scale_run_f64(const double *e, double shift, double a, int64_t
             _mm512_mul_pd(_mm512_maskz_loadu_pd(rest, e + i), by), factor, zero));
     }
     return;
+#elif defined(__AVX2__) && defined(__FMA__)
+    __m256d by = _mm256_set1_pd(shift), factor = _mm256_set1_pd(a), zero = _mm256_setzero_pd();
+    int64_t j;
+    /* Four at a time: as a loop of six instructions it takes a third longer where they lie in two lines
+       of the code. */
+    for (; i + 16 <= length; i += 16)
+        for (j = i; j < i + 16; j += 4)
+            _mm256_storeu_pd(to + j, _mm256_fmadd_pd(
+                _mm256_mul_pd(_mm256_loadu_pd(e + j), by), factor, zero));
 #endif
     /* Two loops: a compiler that cannot know `the same or apart` runs a scalar one. */
     if (e == to) {
@@ -1209,9 +1227,11 @@ SX_INLINE void sx_stream_run_f32(const float *e, float shift, float a, int64_t l
                                                  zero));
 #elif defined(__AVX2__) && defined(__FMA__)
     __m256 by = _mm256_set1_ps(shift), factor = _mm256_set1_ps(a), zero = _mm256_setzero_ps();
-    for (; i + 8 <= length; i += 8)
-        _mm256_stream_ps(to + i, _mm256_fmadd_ps(_mm256_mul_ps(_mm256_loadu_ps(e + i), by), factor,
-                                                 zero));
+    int64_t j;
+    for (; i + 16 <= length; i += 16)
+        for (j = i; j < i + 16; j += 8)
+            _mm256_stream_ps(to + j, _mm256_fmadd_ps(
+                _mm256_mul_ps(_mm256_loadu_ps(e + j), by), factor, zero));
 #elif defined(__SSE2__) && !SX_HAS_FMA
     __m128 by = _mm_set1_ps(shift), factor = _mm_set1_ps(a), zero = _mm_setzero_ps();
     for (; i + 4 <= length; i += 4)
@@ -1232,9 +1252,11 @@ SX_INLINE void sx_stream_run_f64(const double *e, double shift, double a, int64_
                                                  zero));
 #elif defined(__AVX2__) && defined(__FMA__)
     __m256d by = _mm256_set1_pd(shift), factor = _mm256_set1_pd(a), zero = _mm256_setzero_pd();
-    for (; i + 4 <= length; i += 4)
-        _mm256_stream_pd(to + i, _mm256_fmadd_pd(_mm256_mul_pd(_mm256_loadu_pd(e + i), by), factor,
-                                                 zero));
+    int64_t j;
+    for (; i + 8 <= length; i += 8)
+        for (j = i; j < i + 8; j += 4)
+            _mm256_stream_pd(to + j, _mm256_fmadd_pd(
+                _mm256_mul_pd(_mm256_loadu_pd(e + j), by), factor, zero));
 #elif defined(__SSE2__) && !SX_HAS_FMA
     __m128d by = _mm_set1_pd(shift), factor = _mm_set1_pd(a), zero = _mm_setzero_pd();
     for (; i + 2 <= length; i += 2)
