@@ -53,8 +53,8 @@ def extension(name: str, sources: list[str], flags: list[str], depends: list[str
     )
 
 
-headers = [WALK + "call.h", WALK + "elementary.h", WALK + "lanes.h", WALK + "sixteen.h",
-           WALK + "sixteen_lanes.h"]
+headers = [WALK + name + ".h" for name in (
+    "call", "elementary", "exp_block", "exp_block_of", "lanes", "sixteen", "sixteen_lanes")]
 walk_parts = [*sorted(glob.glob(WALK + "*.pxi")), *headers, "src/softxent/_control.h"]
 extensions = [
     extension("_native", ["src/softxent/_native.pyx", "src/softxent/_pool.c"], [],

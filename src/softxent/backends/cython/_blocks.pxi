@@ -209,10 +209,11 @@ cdef inline bint sees_ahead(const sx_call* call) noexcept nogil:
 
 
 cdef void reduce_given(const sx_call* call, Rows* rows, int64_t j, const real* x,
-                              const real* t, int64_t k0, int64_t length, real top, Next* next,
-                              const scaling* scale, const sx_scale* half, char* room) noexcept nogil:
+                              const real* t, int64_t k0, int64_t length, real top, int64_t start,
+                              Next* next, const scaling* scale, const sx_scale* half,
+                              char* room) noexcept nogil:
     # A block of the logits as they are given; top: its largest, of calls that see ahead, and of 16
-    # bits.
+    # bits; start: no earlier one is as large.
     cdef real* z = <real*>(room + ROOM_CAPPED)
     if rows.lane[j] != FAST:
         see(next, <real*>NULL)
@@ -222,7 +223,8 @@ cdef void reduce_given(const sx_call* call, Rows* rows, int64_t j, const real* x
         x = z
     if call.softcap != 0.0 or call.logits.direct not in (SX_IN_PLACE, SX_SIXTEEN):
         top = block_top(x, length)
-    reduce_block(call, rows, j, x, t, k0, length, top, next, scale, room)
+        start = 0
+    reduce_block(call, rows, j, x, t, k0, length, top, start, next, scale, room)
 
 
 cdef bint map_sixteen(const sx_call* call, Rows* rows, int64_t j, int64_t k0, int64_t length,

@@ -140,11 +140,11 @@ cdef void reduce_parts(Distillation* d, int64_t j, const real* x, const real* u,
     cdef real largest = block_top(x, length)
     cdef Next none
     none.x = NULL
-    reduce_block(&d.student, student, j, x, <const real*>NULL, k0, length, largest, &none, scale, room)
-    reduce_block(&d.teacher, teacher, j, u, <const real*>NULL, k0, length, block_top(u, length), &none,
+    reduce_block(&d.student, student, j, x, <const real*>NULL, k0, length, largest, 0, &none, scale, room)
+    reduce_block(&d.teacher, teacher, j, u, <const real*>NULL, k0, length, block_top(u, length), 0, &none,
                  scale, room)
     if has_hard(d, j, FAST):
-        reduce_block(&d.hard, &d.of_hard, j, x, <const real*>NULL, k0, length, largest, &none, &unit,
+        reduce_block(&d.hard, &d.of_hard, j, x, <const real*>NULL, k0, length, largest, 0, &none, &unit,
                      room)
     if student.lane[j] != FAST or teacher.lane[j] != FAST:
         return

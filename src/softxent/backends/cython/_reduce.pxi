@@ -22,6 +22,20 @@ cdef inline int64_t whole_lanes(int64_t length) noexcept nogil:
     return (length + LANES - 1) & ~<int64_t>(LANES - 1)
 
 
+cdef inline void exp_run(const real* x, int64_t length, real k, real low, const scaling* scale,
+                         real* e) noexcept nogil:
+    # A multiple of half the lanes, which are whole fours of vectors.
+    cdef int64_t i
+    if scaling is sx_unit and SX_HAS_EXP_BLOCK:
+        if real is float:
+            sx_exp_fours_f32(x, length, k, low, e)
+        else:
+            sx_exp_fours_f64(x, length, k, low, e)
+        return
+    for i in range(length):
+        e[i] = exp_of(x[i], k, low, scale)
+
+
 cdef inline void exp_part(const real* x, int64_t length, real k, real low, const scaling* scale,
                           real* e) noexcept nogil:
     # Up to STRIPE of them; e, apart from x, has room for whole lanes: +0 behind `length`.
@@ -30,12 +44,10 @@ cdef inline void exp_part(const real* x, int64_t length, real k, real low, const
     # What comes the block after the next is fetched meanwhile.
     sx_prefetch(<const char*>x + AHEAD + BLOCK * sizeof(real), length * sizeof(real))
     if length == STRIPE:
-        for j in range(STRIPE):
-            e[j] = exp_of(x[j], k, low, scale)
+        exp_run(x, STRIPE, k, low, scale, e)
         return
     while i + LANES <= length:
-        for j in range(LANES):
-            e[i + j] = exp_of(x[i + j], k, low, scale)
+        exp_run(x + i, LANES, k, low, scale, e + i)
         i += LANES
     if i < length:
         if real is float:
@@ -43,11 +55,9 @@ cdef inline void exp_part(const real* x, int64_t length, real k, real low, const
         else:
             sx_copy_tail_f64(x + i, length - i, tail)
         if length - i > LANES // 2:
-            for j in range(LANES):
-                e[i + j] = exp_of(tail[j], k, low, scale)
+            exp_run(<const real*>tail, LANES, k, low, scale, e + i)
         else:
-            for j in range(LANES // 2):
-                e[i + j] = exp_of(tail[j], k, low, scale)
+            exp_run(<const real*>tail, LANES // 2, k, low, scale, e + i)
             for j in range(LANES // 2):
                 e[i + LANES // 2 + j] = 0
 
@@ -75,11 +85,13 @@ cdef struct Next:
     const char* x
     int64_t length
     double top
+    int64_t start    # no earlier one is as large
 
 
 cdef inline void see(Next* next, real* unused) noexcept nogil:
     if next.x != NULL:
         next.top = block_top(<const real*>next.x, next.length)
+        next.start = 0
 
 
 cdef inline double fused(const real* x, int64_t stripes, int64_t place_1, int64_t place_2, real k,
@@ -108,11 +120,27 @@ cdef inline double fused_short(const real* x, int64_t length, int64_t place_1, i
         return sx_exp_and_sum_short_f64(x, length, place_1, place_2, k, low, e)
 
 
+cdef inline double exp_block(const real* x, int64_t length, int64_t place_1, int64_t place_2, real k,
+                             real low, Next* next, real* e) noexcept nogil:
+    cdef real top = 0
+    cdef double sum
+    if real is float:
+        sum = sx_exp_block_f32(x, length, place_1, place_2, k, low, <const real*>next.x, next.length,
+                               AHEAD + BLOCK * sizeof(real), e, &top, &next.start)
+    else:
+        sum = sx_exp_block_f64(x, length, place_1, place_2, k, low, <const real*>next.x, next.length,
+                               AHEAD + BLOCK * sizeof(real), e, &top, &next.start)
+    next.top = top
+    return sum
+
+
 cdef double exp_and_sum(const real* x, int64_t length, int64_t place_1, int64_t place_2, real k,
                         real low, Next* next, const scaling* scale, real* e) noexcept nogil:
     # The e of a block, and the sum of all but two of them (-1: none), which are not the same.
     cdef double lanes[LANES]
     cdef int64_t i = 0, j, part, at_1, at_2
+    if scaling is sx_unit and SX_HAS_EXP_BLOCK:
+        return exp_block(x, length, place_1, place_2, k, low, next, e)
     if scaling is sx_unit and SX_HAS_FUSED and length < STRIPE:
         see(next, <real*>NULL)
         return fused_short(x, length, place_1, place_2, k, low, e)
@@ -456,9 +484,11 @@ cdef void reduce_soft(const sx_call* call, Rows* rows, int64_t j, const real* x,
 
 
 cdef inline void reduce_block(const sx_call* call, Rows* rows, int64_t j, const real* x,
-                              const real* t, int64_t k0, int64_t length, real real_top, Next* next,
-                              const scaling* scale, char* room) noexcept nogil:
-    # t: the block's probabilities, or NULL; real_top: its largest logit.
+                              const real* t, int64_t k0, int64_t length, real real_top,
+                              int64_t start, Next* next, const scaling* scale,
+                              char* room) noexcept nogil:
+    # t: the block's probabilities, or NULL; real_top: its largest logit, and start: no earlier one is
+    # as large.
     cdef double limit = limit_of(<real*>NULL, scale), top, n, rest, e_top = 0.0
     cdef double square = 0.0, cross = 0.0
     cdef double far = limit + SX_OUT_OF_REACH / inverse_of(scale)
@@ -492,7 +522,7 @@ cdef inline void reduce_block(const sx_call* call, Rows* rows, int64_t j, const 
     else:
         e = <real*>(rows.e_to if rows.e_to != NULL else room + ROOM_E)
     if top > -INFINITY:
-        place = first_place(x, length, real_top)
+        place = start + first_place(x + start, length - start, real_top)
     if place == y_place:
         y_place = -1
     rest = exp_and_sum(x, length, place, y_place, k, low, next, scale, e)
@@ -563,11 +593,19 @@ cdef void reduce_columns(Rows* rows, int64_t classes, const real* x, real* e,
         # Rows for the slow lane (finish_reduce): any number that does no harm.
         rows.n[j] = power_near(top if -limit <= top <= limit else 0.0, scale)
         power_of(rows.n[j], &k_of[j], &low_of[j], scale)
+    if scaling is sx_unit and SX_HAS_EXP_BLOCK:
+        if real is float:
+            sx_exp_columns_f32(x, classes, k_of, low_of, e)
+        else:
+            sx_exp_columns_f64(x, classes, k_of, low_of, e)
     for i in range(classes):
         at = <real>i
         for j in range(GROUP):
-            value = exp_of(x[i * GROUP + j], k_of[j], low_of[j], &own)
-            e[i * GROUP + j] = value
+            if scaling is sx_unit and SX_HAS_EXP_BLOCK:
+                value = e[i * GROUP + j]
+            else:
+                value = exp_of(x[i * GROUP + j], k_of[j], low_of[j], &own)
+                e[i * GROUP + j] = value
             value = <real>0.0 if targets[j] == at else value
             e_tops[j] += value if places[j] == at else <real>0.0
             value = <real>0.0 if places[j] == at else value

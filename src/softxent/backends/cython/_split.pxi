@@ -80,7 +80,7 @@ cdef int split_reduce(const sx_call* call, Split* split, int64_t lo, int64_t hi,
         x = row_block(call, &split.rows, j, k0, length, <real*>(room + ROOM_BLOCK), &top)
         if call.logits.direct != SX_SIXTEEN:
             top = block_top(x, length)
-        reduce_block(call, &one, 0, x, <const real*>NULL, k0, length, top, &none, &unit, room)
+        reduce_block(call, &one, 0, x, <const real*>NULL, k0, length, top, 0, &none, &unit, room)
         split.parts[u].n = one.n[0]
         split.parts[u].top = one.top[0] if one.lane[0] == FAST else INFINITY
         split.parts[u].e_top = one.e_top[0]

@@ -165,6 +165,24 @@ cdef extern from "lanes.h" nogil:
     void sx_stream_run_f64(const double* e, double shift, double a, int64_t length, double* to)
     void sx_stream_end()
 
+cdef extern from "exp_block.h" nogil:
+    const int SX_HAS_EXP_BLOCK
+    int64_t sx_exp_fours_f32(const float* x, int64_t length, float k, float low, float* e)
+    int64_t sx_exp_fours_f64(const double* x, int64_t length, double k, double low, double* e)
+    int64_t sx_exp_times_fours_f32(const float* x, int64_t length, float k, float low, float a,
+                                   float* to)
+    int64_t sx_exp_times_fours_f64(const double* x, int64_t length, double k, double low, double a,
+                                   double* to)
+    void sx_exp_columns_f32(const float* x, int64_t classes, const float* k, const float* low, float* e)
+    void sx_exp_columns_f64(const double* x, int64_t classes, const double* k, const double* low,
+                            double* e)
+    double sx_exp_block_f32(const float* x, int64_t length, int64_t place_1, int64_t place_2, float k,
+                            float low, const float* next, int64_t next_length, int64_t ahead,
+                            float* e, float* top, int64_t* start)
+    double sx_exp_block_f64(const double* x, int64_t length, int64_t place_1, int64_t place_2,
+                            double k, double low, const double* next, int64_t next_length,
+                            int64_t ahead, double* e, double* top, int64_t* start)
+
 cdef extern from "sixteen_lanes.h" nogil:
     float sx_widen_and_top(const uint16_t* p, int is_brain, int64_t length, float* to)
     void sx_scale_run_sixteen(const float* e, float shift, float a, int64_t length, int is_brain,
@@ -865,9 +883,11 @@ cdef int walk_rows(const sx_call* call, Rows* rows, Rows* before, Rows* second, 
     cdef const real* t
     cdef Next next
     cdef real top
+    cdef int64_t start
     cdef Place at = Place(0, 0)
     cdef bint fetches = fetches_output(call, unused)
     next.top = 0.0
+    next.start = 0
     next.x = NULL
     if sees_ahead(call):
         next.top = block_top(<const real*>rows.z[0], block_length(0, classes))
@@ -876,6 +896,7 @@ cdef int walk_rows(const sx_call* call, Rows* rows, Rows* before, Rows* second, 
             k0 = b * BLOCK
             length = block_length(k0, classes)
             top = <real>next.top
+            start = next.start
             x = row_block(call, rows, j, k0, length, <real*>(room + ROOM_BLOCK), &top)
             t = soft_block(call, rows, j, k0, length, <real*>(room + ROOM_TARGETS))
             if sees_ahead(call):
@@ -889,7 +910,7 @@ cdef int walk_rows(const sx_call* call, Rows* rows, Rows* before, Rows* second, 
                     next.x = NULL
             if fetches and rows.g[j] != rows.z[j]:
                 sx_prefetch_far(rows.g[j] + k0 * sizeof(real), length * sizeof(real))
-            reduce_given(call, rows, j, x, t, k0, length, top, &next, scale, half, room)
+            reduce_given(call, rows, j, x, t, k0, length, top, start, &next, scale, half, room)
             if sx_tick(control, length):
                 return SX_STOPPED
             if before != NULL and map_next(call, before, &at, scale, half, control, room, unused):
@@ -977,7 +998,7 @@ cdef int walk_tiles(const sx_call* call, Rows* rows, Rows* second, int64_t first
         for j in range(rows.count):
             reduce_given(call, rows, j, <const real*>(tile + j * pitch),
                          <const real*>(soft + j * pitch) if has_soft else <const real*>NULL,
-                         k0, length, block_top(tile + j * pitch, length), &next, scale, half, room)
+                         k0, length, block_top(tile + j * pitch, length), 0, &next, scale, half, room)
         if sx_tick(control, rows.count * length):
             return SX_STOPPED
     if finish_reduce(call, rows, first, unused, scale, control):
