@@ -260,7 +260,7 @@ cdef void head_distillation(Distillation* d, const sx_scale* scale) noexcept nog
     cdef double rest, e_top, total_z, total_u, value, apart, cross, mix, unit
     cdef double several = 1.0 if d.student.n_classes > 1 else 0.0
     cdef int64_t j
-    for j in range(GROUP):
+    for j in range(lanes_of(&d.of_student)):
         rest = d.of_student.rest[j] + d.of_student.carry[j]
         e_top = d.of_student.e_top[j]
         total_z = rest + e_top

@@ -52,7 +52,7 @@ cdef void focus_rows(Rows* rows, double gamma, const scaling* scale) noexcept no
     # -(1 - p)^gamma (1 + gamma p (-log p) / (1 - p)). 1 - p = S'/S; where it is 0, -log p is as small.
     cdef double e_y, others, total, value, rest, focus
     cdef int64_t j
-    for j in range(GROUP):
+    for j in range(lanes_of(rows)):
         value = minus_log_p(rows, j, scale, &e_y, &others)
         total = others + e_y
         rest = others / total
@@ -65,7 +65,7 @@ cdef void focus_rows(Rows* rows, double gamma, const scaling* scale) noexcept no
 cdef void head_cross_entropy(Rows* rows, const scaling* scale) noexcept nogil:
     cdef double e_y, others, total, value
     cdef int64_t j
-    for j in range(GROUP):
+    for j in range(lanes_of(rows)):
         value = rows.focus[j] * minus_log_p(rows, j, scale, &e_y, &others)
         total = others + e_y
         rows.value[j] = or_nan(value, total)
@@ -91,7 +91,7 @@ cdef void head_mixed(const sx_call* call, Rows* rows, const scaling* scale) noex
     cdef double several = 1.0 if call.n_classes > 1 else 0.0
     cdef bint leads
     cdef int64_t j
-    for j in range(GROUP):
+    for j in range(lanes_of(rows)):
         # All loads first: what is behind a condition then is arithmetic alone.
         n = rows.n[j]
         z_y = rows.z_y[j]
@@ -150,7 +150,7 @@ cdef void head_squared_error(const sx_call* call, Rows* rows, const scaling* sca
     cdef double e_y, others, total, p, rest, squares, cross, soft, value, mean, w
     cdef double has_classes = 1.0 if call.soft.rows.data == NULL else 0.0
     cdef int64_t j
-    for j in range(GROUP):
+    for j in range(lanes_of(rows)):
         w = rows.w[j]
         squares = rows.square[j] + rows.square_carry[j]
         cross = summed(rows.cross[j], rows.cross_carry[j])
@@ -182,7 +182,7 @@ cdef void head_hessian(const sx_call* call, Rows* rows, const scaling* scale) no
     cdef double has_classes = 1.0 if call.soft.rows.data == NULL else 0.0
     cdef double plain = 1.0 if is_plain(call) else 0.0
     cdef int64_t j
-    for j in range(GROUP):
+    for j in range(lanes_of(rows)):
         e_top = rows.e_top[j]
         rest = rows.rest[j] + rows.carry[j]
         mass = rows.hard[j] + (keep * summed(rows.soft.mass[j], rows.soft.mass_carry[j])
@@ -208,7 +208,7 @@ cdef void head_entropy(Rows* rows, const scaling* scale) noexcept nogil:
     # log S - (top - r) + sum of p (top - z).
     cdef double apart, total
     cdef int64_t j
-    for j in range(GROUP):
+    for j in range(lanes_of(rows)):
         apart = rows.rest[j] + rows.carry[j]
         total = apart + rows.e_top[j]
         rows.value[j] = or_nan(
@@ -220,7 +220,7 @@ cdef void head_piece(Rows* rows, const scaling* scale) noexcept nogil:
     # logsumexp, softmax and log_softmax.
     cdef double others, total, high, low, f, k
     cdef int64_t j
-    for j in range(GROUP):
+    for j in range(lanes_of(rows)):
         others = rows.rest[j] + rows.carry[j]
         total = others + rows.e_top[j]
         f = sx_split_log(total, &k)
@@ -304,7 +304,7 @@ cdef void head(const sx_call* call, Rows* rows, int64_t first,
     else:
         head_piece(rows, scale)
         if call.op == BELOW:
-            for j in range(GROUP):
+            for j in range(lanes_of(rows)):
                 rows.value[j] = rows.apart[j]
     store_values(call, rows, first)
 
@@ -315,7 +315,7 @@ cdef int finish_reduce(const sx_call* call, Rows* rows, int64_t first, real* unu
     cdef int64_t j, slow = 0
     cdef double limit = limit_of(unused, scale)
     if is_plain(call) and are_fast(rows):
-        for j in range(GROUP):
+        for j in range(lanes_of(rows)):
             slow |= not fabs(rows.top[j]) <= limit
         if not slow:
             head(call, rows, first, scale)
