@@ -18,6 +18,7 @@ from softxent.backends.numba._elementary import (
     times,
     two_sum,
 )
+from softxent.backends.numba._exp_many import fold_sum
 from softxent.backends.numba._head import finish_reduce, or_nan, store_values, summed
 from softxent.backends.numba._jit import (
     address_of,
@@ -45,7 +46,6 @@ from softxent.backends.numba._map import (
 from softxent.backends.numba._reduce import (
     add,
     counted,
-    fold_sum,
     gap_of,
     reduce_block,
     reduce_columns,
@@ -423,9 +423,9 @@ def map_hard(d, j, x, out, k0, length, room):
     stay_apart()
     y = d.of_hard.y[j]
     if d.hard.smoothing > 0.0:
-        map_mixed(d.hard, d.of_hard, j, x, x, False, x, False, out, k0, length, None, room)
+        map_mixed(d.hard, d.of_hard, j, x, x, False, x, False, out, k0, length, None, room, 0)
     else:
-        map_run(d.of_hard, j, x, x, False, out, length, None)
+        map_run(d.of_hard, j, x, x, False, out, k0, length, None, 0)
     if k0 <= y < k0 + length:
         out[y - k0] = as_type(x[0], d.of_hard.apart[j])
 

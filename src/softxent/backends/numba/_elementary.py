@@ -115,7 +115,7 @@ INVERSE_2_F64 = _hex("0x1.54bde47e00e33p+0")
 INVERSE_3_F64 = _hex("-0x1.c65285fd56843p-3")
 TANH_UP_TO = 0.9
 
-_LOG2E_F32, _ONE_F32 = np.float32(LOG2E), np.float32(1.0)
+LOG2E_F32, _ONE_F32 = np.float32(LOG2E), np.float32(1.0)
 _EXPONENT_ONE = 0x3FF0000000000000
 _EXPONENT_52 = 0x4330000000000000
 _MANTISSA = 0x000FFFFFFFFFFFFF
@@ -169,7 +169,7 @@ def exp_rest_f64(r, t):
 @inlined
 def exp_f32(z, k, low):
     z = low if low > z else z
-    t = fma(z, _LOG2E_F32, k)
+    t = fma(z, LOG2E_F32, k)
     n = t - k
     r = fma(n, -LN2_24_F32, z)
     return exp_rest_f32(fma(n, -LN2_24_REST_F32, r), t)

@@ -106,11 +106,17 @@ class Moments(ctypes.Structure):
     _fields_ = [(name, c_double * GROUP) for name in ("mass", "mass_carry", "gap", "gap_carry")]
 
 
+# Blocks whose power is kept: 64 of float32 (`_kept.py`, KEPT), and a shorter one a row.
+KEPT_POWERS = 64 + GROUP
+
+
 class Rows(ctypes.Structure):
     """A group of rows, field by field; `_walk.pxi` says what each is."""
 
     _fields_ = [
         ("count", c_int64),
+        ("kept", c_int64), ("kept_pitch", c_int64),  # the address of kept e, or 0
+        ("kept_n", c_double * KEPT_POWERS),
         *((name, c_int64 * GROUP) for name in ("z", "g", "t", "y", "lane", "k_top")),
         *((name, c_double * GROUP) for name in (
             "weight", "hard", "w", "n", "top", "rest", "carry", "e_top", "z_y", "moved",

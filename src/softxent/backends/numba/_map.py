@@ -8,10 +8,12 @@ from softxent.backends.numba._elementary import (
     exp_of,
     inverse_of,
     log1p,
+    pow2,
     power_of,
     subnormals,
     times,
 )
+from softxent.backends.numba._exp_many import MANY, exp_times_many
 from softxent.backends.numba._head import half_way
 from softxent.backends.numba._jit import (
     address_of,
@@ -27,6 +29,7 @@ from softxent.backends.numba._jit import (
     stack,
     stay_apart,
 )
+from softxent.backends.numba._kept import kept_block, kept_steps, least_shift
 from softxent.backends.numba._layout import GROUP, TYPE_F32, TYPE_F64
 from softxent.backends.numba._load import load_real, store_real
 from softxent.backends.numba._reduce import weighted
@@ -69,10 +72,29 @@ def widely(e, factor, slope):
     return as_type(e, times(slope, times(np.float64(e), factor)))
 
 
+@inlined
+def is_wide(call, rows, j):
+    # Whether a factor of the row's map needs float64.
+    return not (is_narrow(rows.a[j])
+                and (call.soft.rows.data == 0 or is_narrow(rows.b[j]))
+                and (call.smoothing == 0.0 or is_narrow(rows.c[j])))
+
+
+@inlined
+def has_kept(call, rows, j, k0, length, zero):
+    # The address of a block's e, if its map needs no logits; else 0.
+    kept = kept_block(rows, j, k0, length, zero)
+    if kept != 0:
+        steps = kept_steps(rows, j, k0)
+        if is_wide(call, rows, j) or not ((steps >= least_shift(zero)) & (steps <= 0.0)):
+            kept = 0
+    return kept
+
+
 @part
-def map_run(rows, j, x, slope, has_slope, out, length, scale):
+def map_run(rows, j, x, slope, has_slope, out, k0, length, scale, kept):
     # Gradient or softmax of consecutive classes; x and out are the same memory or apart. slope: the
-    # softcap's.
+    # softcap's; kept: of `has_kept`.
     stay_apart()
     zero = as_type(x[0], 0.0)
     a = as_type(zero, rows.a[j])
@@ -86,12 +108,23 @@ def map_run(rows, j, x, slope, has_slope, out, length, scale):
             for i in range(length):
                 out[i] = widely(exp_of(x[i], k, low, scale), a_wide, 1.0)
         return
+    if kept != 0:
+        e = pointer_at(kept, zero)
+        shift = as_type(zero, pow2(kept_steps(rows, j, k0)))
+        for i in range(length):
+            out[i] = fma(e[i] * shift, a, zero)
+        return
+    whole = 0
+    if scale is None:
+        whole = length // MANY * MANY
+        for i in range(0, whole, MANY):
+            exp_times_many(moved(x, i), moved(out, i), k, low, a)
     # Two loops, for a compiler that cannot know `the same or apart` runs a scalar one.
     if address_of(x) == address_of(out):
-        for i in range(length):
+        for i in range(whole, length):
             out[i] = fma(exp_of(out[i], k, low, scale), a, zero)
     else:
-        for i in range(length):
+        for i in range(whole, length):
             out[i] = fma(exp_of(x[i], k, low, scale), a, zero)
     if has_slope:
         for i in range(length):
@@ -113,14 +146,6 @@ def map_log(rows, j, x, out, length, scale):
             out[i] = as_type(zero, (np.float64(x[i]) - high) * inverse - low)
 
 
-@inlined
-def is_wide(call, rows, j):
-    # Whether a factor of the row's map needs float64.
-    return not (is_narrow(rows.a[j])
-                and (call.soft.rows.data == 0 or is_narrow(rows.b[j]))
-                and (call.smoothing == 0.0 or is_narrow(rows.c[j])))
-
-
 @beyond_plain(0.0)
 def beside(call, rows, j, t, k):
     # b u + c v of one class, in float64.
@@ -136,7 +161,7 @@ def beside(call, rows, j, t, k):
 
 
 @beyond_plain(None)
-def map_mixed(call, rows, j, x, t, has_t, slope, has_slope, out, k0, length, scale, room):
+def map_mixed(call, rows, j, x, t, has_t, slope, has_slope, out, k0, length, scale, room, kept):
     # The gradient where probabilities or smoothing are in it.
     stay_apart()
     zero = as_type(x[0], 0.0)
@@ -149,7 +174,7 @@ def map_mixed(call, rows, j, x, t, has_t, slope, has_slope, out, k0, length, sca
             value += beside(call, rows, j, np.float64(t[i]) if has_t else 0.0, k0 + i)
             out[i] = as_type(zero, times(at_slope(slope, has_slope, i), value))
         return
-    map_run(rows, j, x, slope, False, out, length, scale)
+    map_run(rows, j, x, slope, False, out, k0, length, scale, kept)
     if has_t:
         u = weighted(call, t, k0, length, room_at(room, ROOM_MASS, zero))
         for i in range(length):

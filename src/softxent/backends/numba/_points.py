@@ -15,6 +15,7 @@ from softxent.backends.numba._elementary import (
     power_of,
     subnormals,
 )
+from softxent.backends.numba._exp_many import fold_sum
 from softxent.backends.numba._jit import (
     as_type,
     beyond_plain,
@@ -48,7 +49,7 @@ from softxent.backends.numba._load import (
     store_real,
 )
 from softxent.backends.numba._map import kind_of
-from softxent.backends.numba._reduce import block_sum, counted, fold_sum
+from softxent.backends.numba._reduce import block_sum, counted
 from softxent.backends.numba._rows import (
     LANES,
     NARROW_LEAST,

@@ -18,6 +18,7 @@ from softxent.backends.numba._elementary import (
     times,
     two_sum,
 )
+from softxent.backends.numba._exp_many import MANY, exp_many, fetch, fold_sum, fold_top
 from softxent.backends.numba._jit import (
     as_type,
     beyond_plain,
@@ -31,14 +32,18 @@ from softxent.backends.numba._jit import (
     stack,
     stay_apart,
 )
+from softxent.backends.numba._kept import keep_power, kept_block
 from softxent.backends.numba._layout import GROUP
 from softxent.backends.numba._load import is_positive, is_refused, lesser, load_real
 from softxent.backends.numba._rows import (
+    AHEAD,
+    BLOCK,
     ENTROPY,
     FAST,
     INF,
     KL,
     LANES,
+    LINE,
     MIX_POWER,
     MIX_UNIT,
     NAN,
@@ -65,32 +70,6 @@ from softxent.backends.numba._rows import (
 @inlined
 def larger(a, b):
     return choose(b > a, b, a)
-
-
-@inlined
-def fold_top(lanes):
-    for j in range(32):
-        lanes[j] = larger(lanes[j], lanes[j + 32])
-    for j in range(16):
-        lanes[j] = larger(lanes[j], lanes[j + 16])
-    for j in range(8):
-        lanes[j] = larger(lanes[j], lanes[j + 8])
-    for j in range(4):
-        lanes[j] = larger(lanes[j], lanes[j + 4])
-    return larger(larger(lanes[0], lanes[2]), larger(lanes[1], lanes[3]))
-
-
-@inlined
-def fold_sum(lanes):
-    for j in range(32):
-        lanes[j] += lanes[j + 32]
-    for j in range(16):
-        lanes[j] += lanes[j + 16]
-    for j in range(8):
-        lanes[j] += lanes[j + 8]
-    for j in range(4):
-        lanes[j] += lanes[j + 4]
-    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
 
 
 @part
@@ -159,23 +138,32 @@ def widen_to(lanes, terms):
 
 
 @inlined
-def add_stripe(x, k, low, scale, terms, lanes):
+def exp_lanes(x, parts, k, low, scale, e):
+    # Of whole lanes.
+    if scale is None:
+        for i in range(0, parts * LANES, MANY):
+            exp_many(moved(x, i), moved(e, i), k, low)
+    else:
+        for i in range(parts * LANES):
+            e[i] = exp_of(x[i], k, low, scale)
+
+
+@inlined
+def add_stripe(e, terms, lanes):
     for j in range(LANES):
-        terms[j] = ((exp_of(x[j], k, low, scale) + exp_of(x[LANES + j], k, low, scale))
-                    + exp_of(x[2 * LANES + j], k, low, scale)) + exp_of(x[3 * LANES + j], k, low,
-                                                                        scale)
+        terms[j] = ((e[j] + e[LANES + j]) + e[2 * LANES + j]) + e[3 * LANES + j]
     widen_to(lanes, terms)
 
 
 @inlined
-def add_short_stripe(x, parts, k, low, scale, terms, lanes):
+def add_short_stripe(e, parts, terms, lanes):
     # The same sums where fewer than four terms of a lane are left.
     for j in range(LANES):
-        terms[j] = exp_of(x[j], k, low, scale)
+        terms[j] = e[j]
     for i in range(1, parts):
-        p = moved(x, i * LANES)
+        p = moved(e, i * LANES)
         for j in range(LANES):
-            terms[j] += exp_of(p[j], k, low, scale)
+            terms[j] += p[j]
     widen_to(lanes, terms)
 
 
@@ -197,8 +185,8 @@ def add_stripe_and_squares(x, parts, k, low, scale, terms, squares, lanes, squar
 
 
 @part
-def block_rest(x, length, skip_1, skip_2, k, low, scale):
-    return block_sums(x, length, skip_1, skip_2, k, low, scale, None)
+def block_rest(x, length, skip_1, skip_2, k, low, scale, kept):
+    return block_sums(x, length, skip_1, skip_2, k, low, scale, None, kept)
 
 
 @part
@@ -206,13 +194,14 @@ def block_rest_and_squares(x, length, skip_1, skip_2, k, low, scale):
     squares = stack(LANES, 0.0)
     for j in range(LANES):
         squares[j] = 0.0
-    rest = block_sums(x, length, skip_1, skip_2, k, low, scale, squares)
+    rest = block_sums(x, length, skip_1, skip_2, k, low, scale, squares, 0)
     return rest, fold_sum(squares)
 
 
 @part
-def block_sums(x, length, skip_1, skip_2, k, low, scale, square_lanes):
-    # Sum of e over a block but two places (-1: none), and of e^2 into 64 lanes (None: not wanted).
+def block_sums(x, length, skip_1, skip_2, k, low, scale, square_lanes, kept):
+    # Sum of e over a block but two places (-1: none), and of e^2 into 64 lanes (None: not wanted);
+    # kept: where all of e go, in whole lanes, or 0.
     # A stripe that holds such a place, or ends early, is read through a copy with -inf there: its e
     # is +0, and adding +0 is exact.
     stay_apart()
@@ -220,10 +209,15 @@ def block_sums(x, length, skip_1, skip_2, k, low, scale, square_lanes):
     terms = stack(LANES, k)
     squares = stack(LANES, k)
     patched = stack(STRIPE, k)
+    few = stack(STRIPE, k)
+    e = few
     for j in range(LANES):
         lanes[j] = 0.0
     i = 0
+    size = 4 if is_single(k) else 8
     while i < length:
+        for ahead in range(0, lesser(length - i, STRIPE) * size, LINE):
+            fetch(moved(x, i), BLOCK * size + AHEAD + ahead)
         if i + STRIPE <= length and not (i <= skip_1 < i + STRIPE or i <= skip_2 < i + STRIPE):
             p = moved(x, i)
             parts = 4
@@ -242,11 +236,21 @@ def block_sums(x, length, skip_1, skip_2, k, low, scale, square_lanes):
             p = patched
         if square_lanes is not None:
             add_stripe_and_squares(p, parts, k, low, scale, terms, squares, lanes, square_lanes)
-        elif parts == 4:
-            add_stripe(p, k, low, scale, terms, lanes)
         else:
-            add_short_stripe(p, parts, k, low, scale, terms, lanes)
+            if kept != 0:
+                e = pointer_at(kept + i * size, k)
+            exp_lanes(p, parts, k, low, scale, e)
+            if parts == 4:
+                add_stripe(e, terms, lanes)
+            else:
+                add_short_stripe(e, parts, terms, lanes)
         i += STRIPE
+    if kept != 0:
+        e = pointer_at(kept, k)
+        if skip_1 >= 0:
+            e[skip_1] = exp_of(x[skip_1], k, low, scale)
+        if skip_2 >= 0:
+            e[skip_2] = exp_of(x[skip_2], k, low, scale)
     return fold_sum(lanes)
 
 
@@ -572,7 +576,10 @@ def reduce_block(call, rows, j, x, t, has_t, k0, length, scale, room):
         rest = reduce_squares(call, rows, j, x, t, has_t, length, place, y_place, n, top, e_top,
                               scale)
     else:
-        rest = block_rest(x, length, place, y_place, k, low, scale)
+        kept = kept_block(rows, j, k0, length, zero)
+        if kept != 0:
+            keep_power(rows, j, k0, n if top > -INF else -INF)
+        rest = block_rest(x, length, place, y_place, k, low, scale, kept)
     if call.op == ENTROPY:
         reduce_mix(call, rows, j, x, length, n, real_top, rest + e_top, scale)
     merge_block(rows, j, n, top, k0 + place, e_top, rest)

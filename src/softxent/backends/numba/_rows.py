@@ -72,6 +72,8 @@ FEW = 8  # rows of as few classes go one by one up to here, or half of it
 LANES = 64
 STRIPE = 256  # four lanes' worth: what is summed in the logits' precision
 BLOCK = 1024
+LINE = 64
+AHEAD = 2048  # how far behind the next block is fetched what follows (bytes): as in `_walk.pxi`
 # What a walk needs beside its rows (bytes): logits of other layouts in class order, the
 # probabilities that go with them, and some blocks' worth of intermediate results.
 TILE_BYTES = 65536

@@ -33,6 +33,7 @@ from softxent.backends.numba._jit import (
     struct_at,
     struct_type,
 )
+from softxent.backends.numba._kept import KEPT, NEAR_KEPT, keep_rows, keeps
 from softxent.backends.numba._layout import (
     GROUP,
     IN_PLACE,
@@ -53,6 +54,7 @@ from softxent.backends.numba._load import (
     store_real,
 )
 from softxent.backends.numba._map import (
+    has_kept,
     is_narrow,
     kind_of,
     map_apart,
@@ -80,6 +82,7 @@ from softxent.backends.numba._rows import (
     FAST,
     INF,
     LANES,
+    LINE,
     LOG_SOFTMAX,
     NAN,
     NEAR,
@@ -123,13 +126,13 @@ from softxent.backends.numba._rows import (
 _CALL, _PLAIN_CALL, _CONTROL = map(struct_type, (Call, PlainCall, Control))
 _CURSOR, _ROWS, _DISTILLATION = map(struct_type, (Cursor, Rows, Distillation))
 _U8 = np.uint8(0)
-# What a walk allocates for a run: its room, then a cursor, a group of rows, a control block, what
-# distillation needs beside.
-LINE = 64
+# What a walk allocates for a run: its room, then a cursor, a group of rows, a control block, the e
+# that it keeps, what distillation needs beside.
 AT_CURSOR = ROOM
 AT_ROWS = AT_CURSOR + -(-ctypes.sizeof(Cursor) // LINE) * LINE
 AT_CONTROL = AT_ROWS + -(-ctypes.sizeof(Rows) // LINE) * LINE
-AT_PARTS = AT_CONTROL + -(-ctypes.sizeof(Control) // LINE) * LINE
+AT_KEPT = AT_CONTROL + -(-ctypes.sizeof(Control) // LINE) * LINE
+AT_PARTS = AT_KEPT + KEPT
 ALLOCATION = AT_PARTS + LINE
 ALLOCATION_WITH_PARTS = ALLOCATION + ctypes.sizeof(Distillation)
 
@@ -151,7 +154,7 @@ def reduce_given(call, rows, j, x, t, has_t, k0, length, scale, room):
 
 
 @part
-def map_given(call, rows, j, x, t, has_t, out, k0, length, scale, room):
+def map_given(call, rows, j, x, t, has_t, out, k0, length, scale, room, kept):
     stay_apart()
     if rows.lane[j] != FAST:
         return
@@ -167,9 +170,10 @@ def map_given(call, rows, j, x, t, has_t, out, k0, length, scale, room):
         map_square(call, rows, j, x, t, has_t, out, length, scale)
         raise_to_floor(call, out, length)
     elif has_t or call.smoothing > 0.0:
-        map_mixed(call, rows, j, x, t, has_t, slope, has_slope, out, k0, length, scale, room)
+        map_mixed(call, rows, j, x, t, has_t, slope, has_slope, out, k0, length, scale, room,
+                  kept)
     else:
-        map_run(rows, j, x, slope, has_slope, out, length, scale)
+        map_run(rows, j, x, slope, has_slope, out, k0, length, scale, kept)
 
 
 @part
@@ -319,14 +323,17 @@ def walk_rows(call, rows, first, zero, scale, control, room):
         for b in range(blocks_of(classes)):
             k0 = b * BLOCK
             length = block_length(k0, classes)
-            x = row_block(call, rows, j, k0, length, near_x)
+            kept = has_kept(call, rows, j, k0, length, zero)
+            x = near_x
+            if kept == 0:
+                x = row_block(call, rows, j, k0, length, near_x)
             t = soft_block(call, rows, j, k0, length, near_t)
             g = rows.g[j] + k0 * call.out_map.class_stride
             if call.out_map.direct == IN_PLACE:
                 out = pointer_at(g, zero)
-                map_given(call, rows, j, x, t, has_t, out, k0, length, scale, room)
+                map_given(call, rows, j, x, t, has_t, out, k0, length, scale, room, kept)
             elif rows.lane[j] == FAST:
-                map_given(call, rows, j, x, t, has_t, near_out, k0, length, scale, room)
+                map_given(call, rows, j, x, t, has_t, near_out, k0, length, scale, room, kept)
                 store_block(call.out_map, g, length, near_out)
             if tick(control, length):
                 return True
@@ -365,7 +372,7 @@ def walk_tiles(call, rows, first, zero, scale, control, room):
         for j in range(rows.count):
             x = moved(tile, j * BLOCK)
             map_given(call, rows, j, x, moved(soft, j * BLOCK), has_t, x, k0, length, scale,
-                      room)
+                      room, has_kept(call, rows, j, k0, length, zero))
         scatter(call.out_map, rows.g, rows.count, k0, length, BLOCK, 1, tile)
         if tick(control, rows.count * length):
             return True
@@ -545,12 +552,18 @@ def walk(call, lo, hi, zero, scale, control, cursor, rows, room):
         (call.logits.direct == IN_PLACE or call.logits.direct == SIXTEEN)
         and (call.out_map.rows.data == 0 or call.out_map.direct == IN_PLACE
              or call.out_map.direct == SIXTEEN))
-    if classes <= SMALL:
-        together = GROUP
+    kept = 0
+    if classes <= SMALL or (in_order and call.out_map.rows.data == 0):
+        together = GROUP  # no map that would have to find them near
     elif in_order:
-        together = lesser(greater(NEAR // classes, 1), GROUP)
+        near = NEAR
+        if keeps(call):
+            near = NEAR_KEPT
+            kept = address_of(moved(room, AT_KEPT))
+        together = lesser(greater(near // classes, 1), GROUP)
     else:
         together = TILE_BYTES // (BLOCK * (4 if is_single(zero) else 8))
+    keep_rows(rows, kept, together, zero)
     for j in range(GROUP):
         rows.focus[j] = 1.0
         rows.pull[j] = 1.0
