@@ -2,8 +2,12 @@
 #ifndef SOFTXENT_SIXTEEN_LANES_H
 #define SOFTXENT_SIXTEEN_LANES_H
 
+#include "exp_block.h"
 #include "lanes.h"
 #include "sixteen.h"
+
+/* How far ahead of what is read the next 16-bit logits are fetched, in bytes: two blocks. */
+#define SX_SIXTEEN_AHEAD 4096
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #define SX_HAS_SIXTEEN_LANES 1
@@ -69,6 +73,75 @@ SX_INLINE int64_t sx_narrow_part(const float *e, float shift, float a, int64_t l
             _mm512_stream_si512((__m512i *)(to + i), both);
         else
             _mm512_storeu_si512(to + i, both);
+    }
+    return i;
+}
+
+#elif defined(__AVX2__) && defined(__F16C__) && SX_HAS_EXP_BLOCK
+#define SX_HAS_SIXTEEN_LANES 1
+
+SX_INLINE __m256 sx_f32x8_of_sixteen(const uint16_t *from, int is_brain)
+{
+    __m128i h = _mm_loadu_si128((const __m128i *)from);
+    return is_brain ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16))
+                    : _mm256_cvtph_ps(h);
+}
+
+/* Of numbers, no NaN: see sx_sixteen_of_f32x32 above. */
+SX_INLINE __m256i sx_sixteen_of_f32x16(__m256 lower, __m256 upper, int is_brain)
+{
+    if (is_brain) {
+        __m256i u = _mm256_castps_si256(lower), v = _mm256_castps_si256(upper);
+        __m256i one = _mm256_set1_epi32(1), half = _mm256_set1_epi32(0x7fff);
+        u = _mm256_add_epi32(_mm256_add_epi32(u, half),
+                             _mm256_and_si256(_mm256_srli_epi32(u, 16), one));
+        v = _mm256_add_epi32(_mm256_add_epi32(v, half),
+                             _mm256_and_si256(_mm256_srli_epi32(v, 16), one));
+        /* Halves of 128 bits are packed each for itself: put in order after. */
+        return _mm256_permute4x64_epi64(
+            _mm256_packus_epi32(_mm256_srli_epi32(u, 16), _mm256_srli_epi32(v, 16)), 0xd8);
+    }
+    return _mm256_inserti128_si256(
+        _mm256_castsi128_si256(_mm256_cvtps_ph(lower, _MM_FROUND_TO_NEAREST_INT)),
+        _mm256_cvtps_ph(upper, _MM_FROUND_TO_NEAREST_INT), 1);
+}
+
+SX_INLINE float sx_widen_part(const uint16_t *from, int is_brain, int64_t length, float *to)
+{
+    __m256 low = _mm256_set1_ps(-INFINITY), top[4] = {low, low, low, low};
+    float most;
+    int64_t i = 0;
+    int v;
+    for (; i + 32 <= length; i += 32) {
+        __builtin_prefetch((const char *)(from + i) + SX_SIXTEEN_AHEAD, 0, 3);
+        for (v = 0; v < 4; v++) {
+            __m256 x = sx_f32x8_of_sixteen(from + i + 8 * v, is_brain);
+            _mm256_storeu_ps(to + i + 8 * v, x);
+            top[v] = _mm256_max_ps(x, top[v]);
+        }
+    }
+    most = sx_top_of_vector_f32(_mm256_max_ps(_mm256_max_ps(top[1], top[0]),
+                                              _mm256_max_ps(top[3], top[2])));
+    for (; i < length; i++) {
+        to[i] = is_brain ? sx_f32_of_bf16(from[i]) : sx_f32_of_f16(from[i]);
+        most = to[i] > most ? to[i] : most;
+    }
+    return most;
+}
+
+SX_INLINE int64_t sx_narrow_part(const float *e, float shift, float a, int64_t length, int is_brain,
+                                 int streams, uint16_t *to)
+{
+    __m256 by = _mm256_set1_ps(shift), factor = _mm256_set1_ps(a), zero = _mm256_setzero_ps();
+    int64_t i = 0;
+    for (; i + 16 <= length; i += 16) {
+        __m256 lower = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_loadu_ps(e + i), by), factor, zero);
+        __m256 upper = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_loadu_ps(e + i + 8), by), factor, zero);
+        __m256i both = sx_sixteen_of_f32x16(lower, upper, is_brain);
+        if (streams)
+            _mm256_stream_si256((__m256i *)(to + i), both);
+        else
+            _mm256_storeu_si256((__m256i *)(to + i), both);
     }
     return i;
 }
