@@ -212,8 +212,8 @@ cdef void reduce_given(const sx_call* call, Rows* rows, int64_t j, const real* x
                               const real* t, int64_t k0, int64_t length, real top, int64_t start,
                               Next* next, const scaling* scale, const sx_scale* half,
                               char* room) noexcept nogil:
-    # A block of the logits as they are given; top: its largest, of calls that see ahead, and of 16
-    # bits; start: no earlier one is as large.
+    # A block of the logits as they are given; top: its largest, unless there is a softcap; start: no
+    # earlier one is as large.
     cdef real* z = <real*>(room + ROOM_CAPPED)
     if rows.lane[j] != FAST:
         see(next, <real*>NULL)
@@ -221,7 +221,6 @@ cdef void reduce_given(const sx_call* call, Rows* rows, int64_t j, const real* x
     if call.softcap != 0.0:
         cap(call, half, x, length, z, <real*>NULL)
         x = z
-    if call.softcap != 0.0 or call.logits.direct not in (SX_IN_PLACE, SX_SIXTEEN):
         top = block_top(x, length)
         start = 0
     reduce_block(call, rows, j, x, t, k0, length, top, start, next, scale, room)

@@ -995,7 +995,10 @@ cdef int walk_tiles(const sx_call* call, Rows* rows, Rows* second, int64_t first
     cdef real* soft = <real*>(room + ROOM_SOFT)
     cdef bint has_soft = call.soft.rows.data != NULL
     cdef Next next
+    cdef real top = 0
+    cdef int64_t start = 0
     next.x = NULL
+    next.length = 0
     for b in range(blocks_of(classes)):
         k0 = b * BLOCK
         length = block_length(k0, classes)
@@ -1003,10 +1006,18 @@ cdef int walk_tiles(const sx_call* call, Rows* rows, Rows* second, int64_t first
                fetched_ahead(call, &call.logits, rows.count), tile)
         if has_soft:
             gather_soft(call, rows, k0, length, pitch, 1, soft)
+        if call.softcap == 0.0:
+            next.length = length
+            next.x = <const char*>tile
+            see(&next, unused)
         for j in range(rows.count):
+            if call.softcap == 0.0:
+                top = <real>next.top
+                start = next.start
+                next.x = <const char*>(tile + (j + 1) * pitch) if j + 1 < rows.count else NULL
             reduce_given(call, rows, j, <const real*>(tile + j * pitch),
                          <const real*>(soft + j * pitch) if has_soft else <const real*>NULL,
-                         k0, length, block_top(tile + j * pitch, length), 0, &next, scale, half, room)
+                         k0, length, top, start, &next, scale, half, room)
         if sx_tick(control, rows.count * length):
             return SX_STOPPED
     if finish_reduce(call, rows, first, unused, scale, control):
