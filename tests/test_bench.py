@@ -149,3 +149,11 @@ def test_plot(tmp_path, capsys):
     assert cli.main(["bench", "--shapes", "4x3", "--against", "", "--rounds", "1", "--plot",
                      str(tmp_path / "none" / "speed.png")]) == 1
     assert "cannot write" in capsys.readouterr().err
+
+
+def test_share_of_the_limit_is_of_the_fastest_loop():
+    times = {bench.OURS: [2.0, 2.0], bench.OURS_LOSS: [2.0, 2.0], "limit: copy": [1.9, 1.9],
+             "limit: stream": [1.0, 1.0], "limit: read": [0.5, 0.5]}
+    assert bench._share(times, bench.OURS) == 0.5
+    assert bench._share(times, bench.OURS_LOSS) == 0.25
+    assert bench._share(times, bench.OURS_IN_PLACE) is None

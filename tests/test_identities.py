@@ -275,6 +275,31 @@ def test_integer_weights_repeat_rows(level, dtype):
             assert not g[times == 0].any()
 
 
+@pytest.mark.parametrize("n_classes", [65, 255, 256, 257, 288, 1000, 1024])
+def test_a_largest_logit_more_than_once(level, any_logits, n_classes):
+    # Of a row that follows another in a walk, the largest is found beside the work on that one, by
+    # pieces; of a row by itself before any work. Which of equal ones stands apart from the sums
+    # decides their order, so their bits. (`log_softmax` has its leader's place, too.)
+    rng = np.random.default_rng(n_classes)
+    z = rng.integers(-9, 3, (48, n_classes)).astype(storage(any_logits))
+    for row in z:
+        row[rng.integers(0, n_classes, rng.integers(1, 5))] = 3
+    z[7] = -np.inf
+    z[7, n_classes // 2] = 1
+    z[11, : n_classes - 1] = np.nan
+    z[13] = 0
+    y = rng.integers(0, n_classes, len(z))
+    def of_rows(rows):
+        return [*run(level, z[rows], y[rows], {}).values(),
+                sx.softmax(z[rows], backend=level.backend),
+                sx.log_softmax(z[rows], backend=level.backend)]
+
+    together = of_rows(slice(None))
+    for j in range(len(z)):
+        for all_rows, alone in zip(together, of_rows(slice(j, j + 1)), strict=True):
+            assert bits(all_rows[j]) == bits(alone[0]), j
+
+
 def test_axis_is_a_transposition(level, dtype):
     """E7: classes along any axis of any dimension, probabilities too, are those of the last."""
     rng = np.random.default_rng(3)

@@ -156,7 +156,7 @@ def _share(times: dict[str, list[float]], name: str) -> float | None:
     loops = [f"limit: {loop}" for loop in _LOOPS.get(name, ())]
     if not loops or loops[0] not in times:
         return None
-    return max(ratio(times, loop, name) for loop in loops)
+    return min(ratio(times, loop, name) for loop in loops)
 
 
 def machine(n_threads: int, against: Iterable[str]) -> dict[str, Any]:
