@@ -35,43 +35,60 @@ cdef inline double half_way(double z, double high, double low, const scaling* sc
         return ((0.5 * z - 0.5 * high) - 0.5 * low) * (2.0 * scale.inverse)
 
 
-cdef inline double minus_log_p(Rows* rows, int64_t j, const scaling* scale, double* e_y,
-                               double* others) noexcept nogil:
-    # Of the target, with its e and the sum of the others.
+cdef void surprises(Rows* rows, const scaling* scale, double* e_y, double* others,
+                    double* value) noexcept nogil:
+    # -log p of the targets, with their e and the sums of the others. Step by step for all rows: one
+    # row after another is a chain of 200 cycles, longer than a processor sees ahead.
+    cdef double to_target[GROUP]
+    cdef double f[GROUP]
+    cdef double k[GROUP]
     cdef double high, low
-    e_y[0] = exp_at(rows.z_y[j] - rows.moved[j], rows.n[j], scale)
-    others[0] = (rows.rest[j] + rows.carry[j]) + rows.e_top[j]
-    low = reference_low(rows.n[j], &high, scale)
-    high = high + rows.moved[j]          # one of the two is 0
-    low = half_way(rows.z_y[j], high, low, scale)
-    return surprise(e_y[0], others[0], others[0] + e_y[0], low)
+    cdef int64_t j
+    for j in range(lanes_of(rows)):
+        e_y[j] = exp_at(rows.z_y[j] - rows.moved[j], rows.n[j], scale)
+    for j in range(lanes_of(rows)):
+        others[j] = (rows.rest[j] + rows.carry[j]) + rows.e_top[j]
+        low = reference_low(rows.n[j], &high, scale)
+        high = high + rows.moved[j]          # one of the two is 0
+        to_target[j] = half_way(rows.z_y[j], high, low, scale)
+    for j in range(lanes_of(rows)):
+        sx_split_log1p_or_log(e_y[j] >= others[j], others[j] / e_y[j], others[j] + e_y[j],
+                              &f[j], &k[j])
+    for j in range(lanes_of(rows)):
+        value[j] = sx_log_reduced(f[j], k[j]) - (0.0 if e_y[j] >= others[j] else to_target[j])
 
 
 cdef void focus_rows(Rows* rows, double gamma, const scaling* scale) noexcept nogil:
     # Of (1 - p)^gamma (-log p), and of its derivative by log p:
     # -(1 - p)^gamma (1 + gamma p (-log p) / (1 - p)). 1 - p = S'/S; where it is 0, -log p is as small.
-    cdef double e_y, others, total, value, rest, focus
+    cdef double e_y[GROUP]
+    cdef double others[GROUP]
+    cdef double minus_log_p[GROUP]
+    cdef double total, value, rest, focus
     cdef int64_t j
+    surprises(rows, scale, e_y, others, minus_log_p)
     for j in range(lanes_of(rows)):
-        value = minus_log_p(rows, j, scale, &e_y, &others)
-        total = others + e_y
-        rest = others / total
+        total = others[j] + e_y[j]
+        rest = others[j] / total
         focus = sx_power(rest, gamma)
-        value = value / rest if rest > 0.0 else 1.0
+        value = minus_log_p[j] / rest if rest > 0.0 else 1.0
         rows.focus[j] = focus
-        rows.pull[j] = times(focus, 1.0 + gamma * times(e_y / total, value))
+        rows.pull[j] = times(focus, 1.0 + gamma * times(e_y[j] / total, value))
 
 
 cdef void head_cross_entropy(Rows* rows, const scaling* scale) noexcept nogil:
-    cdef double e_y, others, total, value
+    cdef double e_y[GROUP]
+    cdef double others[GROUP]
+    cdef double minus_log_p[GROUP]
+    cdef double total
     cdef int64_t j
+    surprises(rows, scale, e_y, others, minus_log_p)
     for j in range(lanes_of(rows)):
-        value = rows.focus[j] * minus_log_p(rows, j, scale, &e_y, &others)
-        total = others + e_y
-        rows.value[j] = or_nan(value, total)
+        total = others[j] + e_y[j]
+        rows.value[j] = or_nan(rows.focus[j] * minus_log_p[j], total)
         rows.a[j] = rows.w[j] * rows.pull[j] / total
         # p_y - 1 would cancel; 0 - 0 is +0.
-        rows.apart[j] = 0.0 - times(others / total, rows.w[j] * rows.pull[j])
+        rows.apart[j] = 0.0 - times(others[j] / total, rows.w[j] * rows.pull[j])
 
 
 cdef void head_mixed(const sx_call* call, Rows* rows, const scaling* scale) noexcept nogil:

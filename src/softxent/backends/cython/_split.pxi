@@ -68,6 +68,7 @@ cdef int split_reduce(const sx_call* call, Split* split, int64_t lo, int64_t hi,
     cdef real top = 0
     cdef int64_t u, j, k0, length, blocks = blocks_of(call.n_classes)
     none.x = NULL
+    none.length = 0
     for u in range(lo, hi):
         j = u // blocks
         k0 = (u - j * blocks) * BLOCK
