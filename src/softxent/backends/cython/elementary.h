@@ -33,8 +33,10 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define SX_INLINE static inline __attribute__((always_inline))
+#define SX_NOINLINE __attribute__((noinline))
 #else
 #define SX_INLINE static inline
+#define SX_NOINLINE
 #endif
 
 /* A CPU whose compiler flags promise FMA: x86-64-v3 and up, aarch64. */

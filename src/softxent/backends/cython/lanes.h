@@ -4,6 +4,7 @@
 #define SOFTXENT_LANES_H
 
 #include <stdint.h>
+#include <string.h>
 
 #include "elementary.h"
 
@@ -770,18 +771,6 @@ typedef float sx_f32x4 __attribute__((vector_size(16), aligned(4), may_alias));
 typedef float sx_f32x8 __attribute__((vector_size(32), aligned(4), may_alias));
 typedef double sx_f64x4 __attribute__((vector_size(32), aligned(8), may_alias));
 
-/* log2 R times: neighbours half the square apart are interleaved. */
-#define SX_LOW_OF_4(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
-#define SX_HIGH_OF_4(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
-
-SX_INLINE void sx_transpose_f32x4(sx_f32x4 *v)
-{
-    sx_f32x4 a = SX_LOW_OF_4(v[0], v[2]), b = SX_HIGH_OF_4(v[0], v[2]);
-    sx_f32x4 c = SX_LOW_OF_4(v[1], v[3]), d = SX_HIGH_OF_4(v[1], v[3]);
-    v[0] = SX_LOW_OF_4(a, c), v[1] = SX_HIGH_OF_4(a, c);
-    v[2] = SX_LOW_OF_4(b, d), v[3] = SX_HIGH_OF_4(b, d);
-}
-
 SX_INLINE void sx_transpose_f64x4(sx_f64x4 *v)
 {
     sx_f64x4 a = __builtin_shufflevector(v[0], v[1], 0, 4, 2, 6);
@@ -814,140 +803,89 @@ SX_INLINE void sx_transpose_f32x8(sx_f32x8 *v)
     }
 }
 
-/* R elements from `at` on; near `end`, those that there are. */
-SX_INLINE void sx_take_f32x8(const float *at, const float *end, int near, sx_f32x8 *v)
+/* Four by four twice: the halves of v[i] are of rows (or classes) i and i + 4. */
+SX_INLINE void sx_transpose_halves_f32(sx_f32x8 *v)
 {
-    float part[8] = {0};
-    int i;
-    if (!near || at + 8 <= end) {
-        *v = *(const sx_f32x8 *)at;
-        return;
-    }
-    for (i = 0; i < 8 && at + i < end; i++)
-        part[i] = at[i];
-    *v = *(const sx_f32x8 *)part;
+    sx_f32x8 a = __builtin_shufflevector(v[0], v[1], 0, 8, 1, 9, 4, 12, 5, 13);
+    sx_f32x8 b = __builtin_shufflevector(v[0], v[1], 2, 10, 3, 11, 6, 14, 7, 15);
+    sx_f32x8 c = __builtin_shufflevector(v[2], v[3], 0, 8, 1, 9, 4, 12, 5, 13);
+    sx_f32x8 d = __builtin_shufflevector(v[2], v[3], 2, 10, 3, 11, 6, 14, 7, 15);
+    v[0] = __builtin_shufflevector(a, c, 0, 1, 8, 9, 4, 5, 12, 13);
+    v[1] = __builtin_shufflevector(a, c, 2, 3, 10, 11, 6, 7, 14, 15);
+    v[2] = __builtin_shufflevector(b, d, 0, 1, 8, 9, 4, 5, 12, 13);
+    v[3] = __builtin_shufflevector(b, d, 2, 3, 10, 11, 6, 7, 14, 15);
 }
 
-SX_INLINE void sx_take_f32x4(const float *at, const float *end, int near, sx_f32x4 *v)
-{
-    float part[4] = {0};
-    int i;
-    if (!near || at + 4 <= end) {
-        *v = *(const sx_f32x4 *)at;
-        return;
-    }
-    for (i = 0; i < 4 && at + i < end; i++)
-        part[i] = at[i];
-    *v = *(const sx_f32x4 *)part;
-}
-
-SX_INLINE void sx_take_f64x4(const double *at, const double *end, int near, sx_f64x4 *v)
-{
-    double part[4] = {0};
-    int i;
-    if (!near || at + 4 <= end) {
-        *v = *(const sx_f64x4 *)at;
-        return;
-    }
-    for (i = 0; i < 4 && at + i < end; i++)
-        part[i] = at[i];
-    *v = *(const sx_f64x4 *)part;
-}
-
-SX_INLINE void sx_give_f32x8(float *at, float *end, int near, sx_f32x8 v)
-{
-    int i;
-    if (!near || at + 8 <= end)
-        *(sx_f32x8 *)at = v;
-    else
-        for (i = 0; i < 8 && at + i < end; i++)
-            at[i] = v[i];
-}
-
-SX_INLINE void sx_give_f32x4(float *at, float *end, int near, sx_f32x4 v)
-{
-    int i;
-    if (!near || at + 4 <= end)
-        *(sx_f32x4 *)at = v;
-    else
-        for (i = 0; i < 4 && at + i < end; i++)
-            at[i] = v[i];
-}
-
-SX_INLINE void sx_give_f64x4(double *at, double *end, int near, sx_f64x4 v)
-{
-    int i;
-    if (!near || at + 4 <= end)
-        *(sx_f64x4 *)at = v;
-    else
-        for (i = 0; i < 4 && at + i < end; i++)
-            at[i] = v[i];
-}
-
-SX_INLINE void sx_square_columns_f32(const float *row, const float *end, int near, int64_t classes,
+/* Eight rows of two classes or more: what a square takes or gives behind its row's end is the next
+   row's. `last` is the eighth, for it may be the last of all. */
+SX_INLINE void sx_square_columns_f32(const float *row, const float *last, int64_t classes,
                                      int64_t pitch, float *columns)
 {
     int64_t k;
     int i;
     for (k = 0; classes - k > 4; k += 8) {
         sx_f32x8 v[8];
-        for (i = 0; i < 8; i++)
-            sx_take_f32x8(row + i * classes + k, end, near, &v[i]);
+        for (i = 0; i < 7; i++)
+            v[i] = *(const sx_f32x8 *)(row + i * classes + k);
+        v[7] = *(const sx_f32x8 *)(last + k);
         sx_transpose_f32x8(v);
         for (i = 0; i < 8; i++)
             *(sx_f32x8 *)(columns + (k + i) * pitch) = v[i];
     }
     if (k < classes) {
-        sx_f32x4 v[8];
-        for (i = 0; i < 8; i++)
-            sx_take_f32x4(row + i * classes + k, end, near, &v[i]);
-        sx_transpose_f32x4(v);
-        sx_transpose_f32x4(v + 4);
-        for (i = 0; i < 4; i++) {
-            *(sx_f32x4 *)(columns + (k + i) * pitch) = v[i];
-            *(sx_f32x4 *)(columns + (k + i) * pitch + 4) = v[i + 4];
-        }
+        sx_f32x8 v[4];
+        for (i = 0; i < 4; i++)
+            v[i] = __builtin_shufflevector(
+                *(const sx_f32x4 *)(row + i * classes + k),
+                *(const sx_f32x4 *)((i == 3 ? last : row + (i + 4) * classes) + k),
+                0, 1, 2, 3, 4, 5, 6, 7);
+        sx_transpose_halves_f32(v);
+        for (i = 0; i < 4; i++)
+            *(sx_f32x8 *)(columns + (k + i) * pitch) = v[i];
     }
 }
 
 /* From the last classes to the first, for what a square writes behind its row's end is the next row's,
    which comes later. */
 SX_INLINE void sx_square_rows_f32(const float *columns, int64_t classes, int64_t pitch, float *row,
-                                  float *end, int near)
+                                  float *last)
 {
     int64_t k, left = classes % 8 > 0 && classes % 8 <= 4 ? classes % 8 : 0;
     int i;
     if (left) {
-        sx_f32x4 v[8];
+        sx_f32x8 v[4];
         k = classes - left;
-        for (i = 0; i < 4; i++) {
-            v[i] = *(const sx_f32x4 *)(columns + (k + i) * pitch);
-            v[i + 4] = *(const sx_f32x4 *)(columns + (k + i) * pitch + 4);
-        }
-        sx_transpose_f32x4(v);
-        sx_transpose_f32x4(v + 4);
-        for (i = 0; i < 8; i++)
-            sx_give_f32x4(row + i * classes + k, end, near, v[i]);
+        for (i = 0; i < 4; i++)
+            v[i] = *(const sx_f32x8 *)(columns + (k + i) * pitch);
+        sx_transpose_halves_f32(v);
+        for (i = 0; i < 4; i++)
+            *(sx_f32x4 *)(row + i * classes + k) = __builtin_shufflevector(v[i], v[i], 0, 1, 2, 3);
+        for (i = 0; i < 3; i++)
+            *(sx_f32x4 *)(row + (i + 4) * classes + k) = __builtin_shufflevector(v[i], v[i], 4, 5, 6, 7);
+        *(sx_f32x4 *)(last + k) = __builtin_shufflevector(v[3], v[3], 4, 5, 6, 7);
     }
     for (k = ((classes - left + 7) & ~(int64_t)7) - 8; k >= 0; k -= 8) {
         sx_f32x8 v[8];
         for (i = 0; i < 8; i++)
             v[i] = *(const sx_f32x8 *)(columns + (k + i) * pitch);
         sx_transpose_f32x8(v);
-        for (i = 0; i < 8; i++)
-            sx_give_f32x8(row + i * classes + k, end, near, v[i]);
+        for (i = 0; i < 7; i++)
+            *(sx_f32x8 *)(row + i * classes + k) = v[i];
+        *(sx_f32x8 *)(last + k) = v[7];
     }
 }
 
-SX_INLINE void sx_square_columns_f64(const double *row, const double *end, int near, int64_t classes,
+/* The same of four rows of double. */
+SX_INLINE void sx_square_columns_f64(const double *row, const double *last, int64_t classes,
                                      int64_t pitch, double *columns)
 {
     int64_t k;
     int i;
     for (k = 0; k < classes; k += 4) {
         sx_f64x4 v[4];
-        for (i = 0; i < 4; i++)
-            sx_take_f64x4(row + i * classes + k, end, near, &v[i]);
+        for (i = 0; i < 3; i++)
+            v[i] = *(const sx_f64x4 *)(row + i * classes + k);
+        v[3] = *(const sx_f64x4 *)(last + k);
         sx_transpose_f64x4(v);
         for (i = 0; i < 4; i++)
             *(sx_f64x4 *)(columns + (k + i) * pitch) = v[i];
@@ -955,7 +893,7 @@ SX_INLINE void sx_square_columns_f64(const double *row, const double *end, int n
 }
 
 SX_INLINE void sx_square_rows_f64(const double *columns, int64_t classes, int64_t pitch, double *row,
-                                  double *end, int near)
+                                  double *last)
 {
     int64_t k;
     int i;
@@ -964,55 +902,79 @@ SX_INLINE void sx_square_rows_f64(const double *columns, int64_t classes, int64_
         for (i = 0; i < 4; i++)
             v[i] = *(const sx_f64x4 *)(columns + (k + i) * pitch);
         sx_transpose_f64x4(v);
-        for (i = 0; i < 4; i++)
-            sx_give_f64x4(row + i * classes + k, end, near, v[i]);
+        for (i = 0; i < 3; i++)
+            *(sx_f64x4 *)(row + i * classes + k) = v[i];
+        *(sx_f64x4 *)(last + k) = v[3];
     }
 }
 
-/* `count`: a multiple of eight; `columns` has room for whole squares. Only the last eight rows (four of
-   double) are near the end: squares of those before end within the rows that follow. */
-SX_INLINE void sx_columns_of_rows_f32(const float *rows, int64_t count, int64_t classes, int64_t pitch,
-                                      float *columns)
+/* `count`: a multiple of eight; at most 64 classes; `columns` has room for whole squares. The last row
+   goes by way of memory that has such room, too. Not inlined, for eight rows' addresses want registers
+   of their own. */
+#define SX_LAST_ROOM (64 + 8)
+
+static SX_NOINLINE void sx_columns_of_rows_f32(const float *rows, int64_t count, int64_t classes,
+                                               int64_t pitch, float *columns)
 {
-    const float *end = rows + count * classes;
+    float last[SX_LAST_ROOM];
     int64_t j;
-    for (j = 0; j < count - 8; j += 8)
-        sx_square_columns_f32(rows + j * classes, end, 0, classes, pitch, columns + j);
+    if (classes == 1) {
+        memcpy(columns, rows, count * sizeof(float));
+        return;
+    }
     if (count > 0)
-        sx_square_columns_f32(rows + j * classes, end, 1, classes, pitch, columns + j);
+        memcpy(last, rows + (count - 1) * classes, classes * sizeof(float));
+    for (j = 0; j < count; j += 8)
+        sx_square_columns_f32(rows + j * classes, j + 8 < count ? rows + (j + 7) * classes : last,
+                              classes, pitch, columns + j);
 }
 
-SX_INLINE void sx_rows_of_columns_f32(const float *columns, int64_t count, int64_t classes,
-                                      int64_t pitch, float *rows)
+static SX_NOINLINE void sx_rows_of_columns_f32(const float *columns, int64_t count, int64_t classes,
+                                               int64_t pitch, float *rows)
 {
-    float *end = rows + count * classes;
+    float last[SX_LAST_ROOM];
     int64_t j;
-    for (j = 0; j < count - 8; j += 8)
-        sx_square_rows_f32(columns + j, classes, pitch, rows + j * classes, end, 0);
+    if (classes == 1) {
+        memcpy(rows, columns, count * sizeof(float));
+        return;
+    }
+    for (j = 0; j < count; j += 8)
+        sx_square_rows_f32(columns + j, classes, pitch, rows + j * classes,
+                           j + 8 < count ? rows + (j + 7) * classes : last);
     if (count > 0)
-        sx_square_rows_f32(columns + j, classes, pitch, rows + j * classes, end, 1);
+        memcpy(rows + (count - 1) * classes, last, classes * sizeof(float));
 }
 
-SX_INLINE void sx_columns_of_rows_f64(const double *rows, int64_t count, int64_t classes,
-                                      int64_t pitch, double *columns)
+static SX_NOINLINE void sx_columns_of_rows_f64(const double *rows, int64_t count, int64_t classes,
+                                               int64_t pitch, double *columns)
 {
-    const double *end = rows + count * classes;
+    double last[SX_LAST_ROOM];
     int64_t j;
-    for (j = 0; j < count - 4; j += 4)
-        sx_square_columns_f64(rows + j * classes, end, 0, classes, pitch, columns + j);
+    if (classes == 1) {
+        memcpy(columns, rows, count * sizeof(double));
+        return;
+    }
     if (count > 0)
-        sx_square_columns_f64(rows + j * classes, end, 1, classes, pitch, columns + j);
+        memcpy(last, rows + (count - 1) * classes, classes * sizeof(double));
+    for (j = 0; j < count; j += 4)
+        sx_square_columns_f64(rows + j * classes, j + 4 < count ? rows + (j + 3) * classes : last,
+                              classes, pitch, columns + j);
 }
 
-SX_INLINE void sx_rows_of_columns_f64(const double *columns, int64_t count, int64_t classes,
-                                      int64_t pitch, double *rows)
+static SX_NOINLINE void sx_rows_of_columns_f64(const double *columns, int64_t count, int64_t classes,
+                                               int64_t pitch, double *rows)
 {
-    double *end = rows + count * classes;
+    double last[SX_LAST_ROOM];
     int64_t j;
-    for (j = 0; j < count - 4; j += 4)
-        sx_square_rows_f64(columns + j, classes, pitch, rows + j * classes, end, 0);
+    if (classes == 1) {
+        memcpy(rows, columns, count * sizeof(double));
+        return;
+    }
+    for (j = 0; j < count; j += 4)
+        sx_square_rows_f64(columns + j, classes, pitch, rows + j * classes,
+                           j + 4 < count ? rows + (j + 3) * classes : last);
     if (count > 0)
-        sx_square_rows_f64(columns + j, classes, pitch, rows + j * classes, end, 1);
+        memcpy(rows + (count - 1) * classes, last, classes * sizeof(double));
 }
 
 /* Class-major logits: class k of row j at `at` + k stride bytes + j; from and to `tile`, row j's classes
