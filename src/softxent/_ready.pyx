@@ -14,7 +14,7 @@ import numpy as np
 cimport numpy as cnp
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.math cimport isfinite
-from libc.stdint cimport int32_t, int64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint64_t, uintptr_t
 
 from softxent._problem import _CHUNK, hessian_rule
 from softxent._problem import normalise as plain
@@ -323,13 +323,33 @@ cdef double sum_of_weights(Ready self) except -1.0:
     return total if isfinite(total) else 0.0
 
 
+cdef int64_t count_of(const int64_t *ys, int64_t n, int64_t classes, bint has_ignore,
+                      int64_t ignored) noexcept nogil:
+    # How many targets count; -1: some are neither that nor to be ignored.
+    cdef uint64_t signs = 0, last = classes - 1
+    cdef int64_t i, count = 0
+    if not (has_ignore and 0 <= ignored < classes):
+        # Mostly all are classes. Additions alone, for SSE2 has no vectors of 64-bit comparisons.
+        for i in range(n):
+            signs |= <uint64_t>ys[i] | (last - <uint64_t>ys[i])
+        if signs >> 63 == 0:
+            return n
+    for i in range(n):
+        if has_ignore and ys[i] == ignored:
+            continue
+        if ys[i] < 0 or ys[i] >= classes:
+            return -1
+        count += 1
+    return count
+
+
 cdef Ready ready(object spec, object logits, object targets, object ignore_index, object gamma,
                  object sample_weight, object reduction, bint wants_map, object out,
                  object out_name, tuple out_dtypes, tuple hessian):
     # None: not a simple call, or not a valid one.
     cdef int number
     cdef object hess_out = None
-    cdef int64_t y, ignored = 0, count = 0, bad = 0, n, classes, i
+    cdef int64_t ignored = 0, count, n, classes
     cdef bint has_ignore = ignore_index is not None, apart = False, by_class
     cdef int64_t size
     cdef tuple kind
@@ -362,13 +382,8 @@ cdef Ready ready(object spec, object logits, object targets, object ignore_index
     if reduction != "mean" and reduction != "sum" and reduction != "none":
         return None
     ys = <const int64_t *>cnp.PyArray_DATA(targets)
-    for i in range(n):
-        y = ys[i]
-        if has_ignore and y == ignored:
-            continue
-        count += 1
-        bad |= y < 0 or y >= classes
-    if bad or count == 0:
+    count = count_of(ys, n, classes, has_ignore, ignored)
+    if count <= 0:
         return None
     if out is not None:
         if not is_output(out, logits, out_dtypes):
