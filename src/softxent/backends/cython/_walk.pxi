@@ -42,6 +42,7 @@ cdef extern from "_control.h" nogil:
     enum: SX_STOPPED
 
 cdef extern from "call.h" nogil:
+    ctypedef int64_t sx_line
     enum:
         SX_TYPE_FLOAT
     ctypedef struct sx_rows:
@@ -341,8 +342,9 @@ cdef struct Rows:
     # powers; NULL: none is kept.
     char* kept
     int64_t kept_pitch
-    double kept_n[KEPT_POWERS]
     char* e_to               # where the next block's e go instead; NULL: nowhere
+    int64_t unused[3]        # up to a line, so that no vector of a field lies in two
+    double kept_n[KEPT_POWERS]
     char* z[GROUP]
     char* g[GROUP]
     char* t[GROUP]           # probabilities
@@ -389,6 +391,12 @@ cdef struct Rows:
     double c[GROUP]
     double q[GROUP]          # the map of squared error and Hessian: e (a + q e + d t)
     double d[GROUP]
+
+
+cdef struct Groups:
+    sx_line unused
+    int64_t unused_too[7]
+    Rows rows[2]
 
 
 cdef inline real exp_of(real z, real k, real low, const scaling* scale) noexcept nogil:
@@ -522,10 +530,14 @@ cdef inline void set_weight(const sx_call* call, sx_cursor* cursor, Rows* rows, 
 
 
 cdef inline bint are_simple(const sx_call* call) noexcept nogil:
-    # Whether rows differ in their targets and weights alone: native int64 classes, native floats.
+    # Whether rows differ in their targets and weights alone: native int64 classes, native floats; or
+    # have neither.
     cdef int64_t weights = call.sample_weight.type
-    return (is_plain(call) and call.targets.data != NULL and call.targets.type == sizeof(int64_t)
-            and call.upstream.data == NULL and not call.all_slow
+    if not is_plain(call) or call.upstream.data != NULL or call.all_slow:
+        return False
+    if call.targets.data == NULL:
+        return call.sample_weight.data == NULL and call.class_unit == 1.0
+    return (call.targets.type == sizeof(int64_t)
             and (call.sample_weight.data == NULL or weights == (SX_TYPE_FLOAT | sizeof(float))
                  or weights == (SX_TYPE_FLOAT | sizeof(double))))
 
@@ -557,30 +569,47 @@ cdef void weigh_simple_rows(const sx_call* call, sx_cursor* cursor, Rows* rows,
         rows.w[j] = rows.weight[j] * call.scale
 
 
-cdef void load_simple_rows(const sx_call* call, sx_cursor* cursor, Rows* rows,
-                           int64_t count) noexcept nogil:
-    # Rows of one run, all but without a branch.
-    cdef int64_t j, y, lane, last = call.n_axes - 1, classes = call.n_classes
-    cdef int64_t z_stride = call.logits.rows.strides[last], g_stride = call.out_map.rows.strides[last]
-    cdef int64_t y_stride = call.targets.strides[last]
+cdef inline void load_simple_targets(const sx_call* call, sx_cursor* cursor, Rows* rows,
+                                     int64_t count) noexcept nogil:
+    cdef int64_t j, y, lane, classes = call.n_classes, stride = call.targets.strides[call.n_axes - 1]
     cdef int64_t ignored = call.ignore_index if call.has_ignore else -1    # which is no class
-    for j in range(count):
-        rows.z[j] = cursor.logits + j * z_stride
-        rows.g[j] = cursor.out_map + j * g_stride
-        rows.w[j] = call.scale
-    if y_stride == sizeof(int64_t):
+    cdef uint64_t signs = 0
+    if stride == sizeof(int64_t):
         memcpy(rows.y, cursor.targets, count * sizeof(int64_t))
     else:
         for j in range(count):
-            memcpy(&rows.y[j], cursor.targets + j * y_stride, sizeof(int64_t))
+            memcpy(&rows.y[j], cursor.targets + j * stride, sizeof(int64_t))
+    for j in range(count):
+        signs |= <uint64_t>rows.y[j] | (<uint64_t>(classes - 1) - <uint64_t>rows.y[j])
+    if signs >> 63 == 0 and ignored < 0:
+        return    # all are classes that count
     for j in range(count):
         y = rows.y[j]
         lane = FAST if 0 <= y < classes else POISONED
         lane = SKIPPED if call.has_ignore and y == ignored else lane
         rows.lane[j] = lane
         rows.y[j] = y if lane == FAST else -1
-    if call.sample_weight.data != NULL or call.class_weight != NULL:
-        weigh_simple_rows(call, cursor, rows, count)
+
+
+cdef void load_simple_rows(const sx_call* call, sx_cursor* cursor, Rows* rows,
+                           int64_t count) noexcept nogil:
+    # Rows of one run, all but without a branch.
+    cdef int64_t j, last = call.n_axes - 1
+    cdef int64_t z_stride = call.logits.rows.strides[last], g_stride = call.out_map.rows.strides[last]
+    cdef char* z = cursor.logits
+    cdef char* g = cursor.out_map
+    for j in range(count):
+        # Sums, for there are no vectors of 64-bit products before AVX-512.
+        rows.z[j] = z
+        rows.g[j] = g
+        z += z_stride
+        g += g_stride
+    for j in range(count):
+        rows.w[j] = call.scale
+    if call.targets.data != NULL:
+        load_simple_targets(call, cursor, rows, count)
+        if call.sample_weight.data != NULL or call.class_weight != NULL:
+            weigh_simple_rows(call, cursor, rows, count)
     sx_cursor_skip(cursor, call, count)
 
 
@@ -1039,8 +1068,9 @@ include "_split.pxi"
 
 cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* control,
                   const scaling* scale, real* unused) noexcept nogil:
-    cdef Rows groups[2]    # the rows of a turn, and of the one before
-    cdef Rows* rows = &groups[0]
+    cdef Groups memory
+    cdef Rows* groups = memory.rows    # those of a turn, and of the one before
+    cdef Rows* rows = groups
     cdef Rows* second = &groups[1] if call.second != NULL else NULL
     cdef sx_cursor cursor, second_cursor
     cdef sx_scale half

@@ -296,12 +296,18 @@ static inline void sx_lack_memory(const sx_call *call) { sx_note(&call->no_memor
 
 /* ---- room for a walk ------------------------------------------------------------------------- */
 
-/* Once a thread, and not on its stack, which its owner may have made small. */
 #if defined(_MSC_VER)
-#define SX_THREAD_LOCAL __declspec(thread) __declspec(align(64))
+#define SX_ALIGNED __declspec(align(64))
+#define SX_THREAD_LOCAL __declspec(thread) SX_ALIGNED
 #else
-#define SX_THREAD_LOCAL _Thread_local __attribute__((aligned(64)))
+#define SX_ALIGNED __attribute__((aligned(64)))
+#define SX_THREAD_LOCAL _Thread_local SX_ALIGNED
 #endif
+
+/* What a struct begins with that shall begin at a line. */
+typedef SX_ALIGNED int64_t sx_line;
+
+/* Once a thread, and not on its stack, which its owner may have made small. */
 
 #define SX_ROOM 190464 /* two tiles of 65 KiB, seven blocks of 8 (_walk.pxi, ROOM_...) */
 
