@@ -286,7 +286,7 @@ cdef void map_columns(const sx_call* call, Rows* rows, const real* x, const real
     for j in range(GROUP):
         a[j] = <real>rows.a[j]
         apart[j] = <real>rows.apart[j]
-        targets[j] = <real>rows.y[j]      # -1 in a softmax: no such class
+        targets[j] = <real><int32_t>rows.y[j]    # -1 in a softmax: no such class
     for j in range(rows.count if wide and not mixed and not square else 0):
         if not is_narrow(rows.a[j]):
             for i in range(classes):

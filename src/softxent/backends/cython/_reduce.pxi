@@ -552,6 +552,64 @@ cdef inline void add(real* unused, double* total, double* carry, double x) noexc
         sx_kahan(total, carry, x)
 
 
+cdef inline void top_columns(int64_t classes, const real* x, real* tops, real* places) noexcept nogil:
+    cdef real value, at
+    cdef int64_t i, j
+    if SX_HAS_EXP_BLOCK:
+        if real is float:
+            sx_top_columns_f32(x, classes, tops, places)
+        else:
+            sx_top_columns_f64(x, classes, tops, places)
+        return
+    for j in range(GROUP):
+        tops[j] = -INFINITY
+        places[j] = <real>SMALL
+    # Maxima and minima, where a choice between old and new would be compiled to a store behind a
+    # branch.
+    for i in range(classes):
+        for j in range(GROUP):
+            tops[j] = larger(tops[j], x[i * GROUP + j])
+    for i in range(classes):
+        at = <real>i
+        for j in range(GROUP):
+            value = at if x[i * GROUP + j] == tops[j] else <real>SMALL
+            places[j] = value if value < places[j] else places[j]
+    for j in range(GROUP):
+        places[j] = <real>0.0 if places[j] == <real>SMALL else places[j]    # of NaN, or of -inf
+
+
+cdef inline void exp_columns(int64_t classes, const real* x, const real* k, const real* low,
+                             const real* places, const real* targets, real* e, double* rest,
+                             double* carry, real* e_tops, const scaling* scale) noexcept nogil:
+    # e; those at `places`, +0 where they are the targets'; and the sums of the others.
+    cdef scaling own = scale[0]    # a store to e cannot change it: the loop below becomes vectors
+    cdef real value, at
+    cdef int64_t i, j
+    if scaling is sx_unit and SX_HAS_EXP_BLOCK:
+        if real is float:
+            sx_exp_and_sum_columns_f32(x, classes, k, low, places, targets, e, rest, carry, e_tops)
+        else:
+            sx_exp_and_sum_columns_f64(x, classes, k, low, places, targets, e, rest, carry, e_tops)
+        return
+    for j in range(GROUP):
+        rest[j] = 0.0
+        carry[j] = 0.0
+        e_tops[j] = 0
+    for i in range(classes):
+        at = <real>i
+        for j in range(GROUP):
+            value = exp_of(x[i * GROUP + j], k[j], low[j], &own)
+            e[i * GROUP + j] = value
+            # Sums of one term, as above.
+            value = <real>0.0 if targets[j] == at else value
+            e_tops[j] += value if places[j] == at else <real>0.0
+            value = <real>0.0 if places[j] == at else value
+            if real is float:
+                rest[j] += <double>value
+            else:
+                sx_kahan(&rest[j], &carry[j], value)
+
+
 cdef void reduce_columns(Rows* rows, int64_t classes, const real* x, real* e,
                          const scaling* scale) noexcept nogil:
     # x, e: class k of row j at k GROUP + j, so that every loop runs over the rows.
@@ -564,28 +622,17 @@ cdef void reduce_columns(Rows* rows, int64_t classes, const real* x, real* e,
     cdef real e_tops[GROUP]
     cdef real k_of[GROUP]
     cdef real low_of[GROUP]
-    cdef real value, at
-    cdef scaling own = scale[0]    # a store to e cannot change it: the loop below becomes vectors
-    cdef int64_t i, j
+    cdef real z_ys[GROUP]
+    cdef int32_t at[GROUP]
+    cdef int32_t y
+    cdef int64_t j
     for j in range(GROUP):
-        tops[j] = -INFINITY
-        places[j] = <real>SMALL
-        targets[j] = <real><int32_t>rows.y[j]    # AVX2 has no vectors of the conversion from int64
-        rest[j] = 0.0
-        carry[j] = 0.0
-        e_tops[j] = 0
-    # Maxima and minima, and sums of one term, where a choice between old and new would be compiled to
-    # a store behind a branch.
-    for i in range(classes):
-        for j in range(GROUP):
-            tops[j] = larger(tops[j], x[i * GROUP + j])
-    for i in range(classes):
-        at = <real>i
-        for j in range(GROUP):
-            value = at if x[i * GROUP + j] == tops[j] else <real>SMALL
-            places[j] = value if value < places[j] else places[j]
+        y = <int32_t>rows.y[j]    # AVX2 has no vectors of the conversion from int64
+        targets[j] = <real>y
+        at[j] = (y if y > 0 else 0) * GROUP + <int32_t>j    # without a target: any number
     for j in range(GROUP):
-        places[j] = <real>0.0 if places[j] == <real>SMALL else places[j]    # of NaN, or of -inf
+        z_ys[j] = x[at[j]]
+    top_columns(classes, x, tops, places)
     for j in range(GROUP):
         top = tops[j]
         rows.top[j] = top
@@ -593,30 +640,9 @@ cdef void reduce_columns(Rows* rows, int64_t classes, const real* x, real* e,
         # Rows for the slow lane (finish_reduce): any number that does no harm.
         rows.n[j] = power_near(top if -limit <= top <= limit else 0.0, scale)
         power_of(rows.n[j], &k_of[j], &low_of[j], scale)
-    if scaling is sx_unit and SX_HAS_EXP_BLOCK:
-        if real is float:
-            sx_exp_columns_f32(x, classes, k_of, low_of, e)
-        else:
-            sx_exp_columns_f64(x, classes, k_of, low_of, e)
-    for i in range(classes):
-        at = <real>i
-        for j in range(GROUP):
-            if scaling is sx_unit and SX_HAS_EXP_BLOCK:
-                value = e[i * GROUP + j]
-            else:
-                value = exp_of(x[i * GROUP + j], k_of[j], low_of[j], &own)
-                e[i * GROUP + j] = value
-            value = <real>0.0 if targets[j] == at else value
-            e_tops[j] += value if places[j] == at else <real>0.0
-            value = <real>0.0 if places[j] == at else value
-            if real is float:
-                rest[j] += <double>value
-            else:
-                sx_kahan(&rest[j], &carry[j], value)
+    exp_columns(classes, x, k_of, low_of, places, targets, e, rest, carry, e_tops, scale)
     for j in range(GROUP):
-        i = rows.y[j] if rows.y[j] > 0 else 0    # without a target: any number
-        rows.z_y[j] = x[i * GROUP + j]
-    for j in range(GROUP):
+        rows.z_y[j] = z_ys[j]
         rows.rest[j] = rest[j]
         rows.carry[j] = carry[j]
         rows.e_top[j] = e_tops[j]

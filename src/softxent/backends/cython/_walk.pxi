@@ -174,15 +174,23 @@ cdef extern from "exp_block.h" nogil:
                                    float* to)
     int64_t sx_exp_times_fours_f64(const double* x, int64_t length, double k, double low, double a,
                                    double* to)
-    void sx_exp_columns_f32(const float* x, int64_t classes, const float* k, const float* low, float* e)
-    void sx_exp_columns_f64(const double* x, int64_t classes, const double* k, const double* low,
-                            double* e)
+    void sx_top_columns_f32(const float* x, int64_t classes, float* tops, float* places)
+    void sx_top_columns_f64(const double* x, int64_t classes, double* tops, double* places)
+    void sx_exp_and_sum_columns_f32(const float* x, int64_t classes, const float* k, const float* low,
+                                    const float* places, const float* targets, float* e,
+                                    double* rest, double* carry, float* e_places)
+    void sx_exp_and_sum_columns_f64(const double* x, int64_t classes, const double* k,
+                                    const double* low, const double* places, const double* targets,
+                                    double* e, double* rest, double* carry, double* e_places)
     double sx_exp_block_f32(const float* x, int64_t length, int64_t place_1, int64_t place_2, float k,
                             float low, const float* next, int64_t next_length, int64_t ahead,
                             float* e, float* top, int64_t* start)
     double sx_exp_block_f64(const double* x, int64_t length, int64_t place_1, int64_t place_2,
                             double k, double low, const double* next, int64_t next_length,
                             int64_t ahead, double* e, double* top, int64_t* start)
+    int64_t sx_exp_each_f64(const double* x, const double* k, const double* low, int64_t count,
+                            double* e)
+    int64_t sx_log_each(const double* f, const double* k, int64_t count, double* value)
 
 cdef extern from "sixteen_lanes.h" nogil:
     float sx_widen_and_top(const uint16_t* p, int is_brain, int64_t length, float* to)

@@ -80,6 +80,20 @@ SX_INLINE void sx_add_terms_f64(__m256d terms, __m256d *lanes)
     lanes[0] = _mm256_add_pd(lanes[0], terms);
 }
 
+/* The same without loss: up to 64 floats add up in double, doubles are compensated as by sx_kahan. */
+SX_INLINE void sx_add_exact_f32(__m256 terms, __m256d *sums, __m256d *unused)
+{
+    (void)unused;
+    sx_add_terms_f32(terms, sums);
+}
+
+SX_INLINE void sx_add_exact_f64(__m256d terms, __m256d *sum, __m256d *carry)
+{
+    __m256d y = _mm256_add_pd(terms, *carry), total = _mm256_add_pd(*sum, y);
+    *carry = _mm256_sub_pd(y, _mm256_sub_pd(total, *sum));
+    *sum = total;
+}
+
 SX_INLINE float sx_top_of_vector_f32(__m256 t)
 {
     __m128 f = _mm_max_ps(_mm256_extractf128_ps(t, 1), _mm256_castps256_ps128(t));
@@ -119,16 +133,67 @@ SX_INLINE double sx_fold_vectors(__m256d *v)
 #define SX_OF(name) name##_f64
 #include "exp_block_of.h"
 
+/* Of a k and a low each; `count`: whole fours of vectors are done, returns of how many. */
+SX_INLINE int64_t sx_exp_each_f64(const double *x, const double *k, const double *low, int64_t count,
+                                  double *e)
+{
+    __m256d of_k[4], of_low[4], v[4];
+    int64_t j;
+    int i;
+    for (j = 0; j + 16 <= count; j += 16) {
+        SX_EACH of_k[i] = _mm256_loadu_pd(k + j + 4 * i);
+        SX_EACH of_low[i] = _mm256_loadu_pd(low + j + 4 * i);
+        sx_exp_four_f64(x + j, of_k, of_low, v);
+        SX_EACH _mm256_storeu_pd(e + j + 4 * i, v[i]);
+    }
+    return j;
+}
+
+/* sx_log_reduced, likewise. */
+SX_INLINE int64_t sx_log_each(const double *f, const double *k, int64_t count, double *value)
+{
+    __m256d s[4], w[4], half_square[4], q[4], of_f[4], of_k[4];
+    int64_t j;
+    int i;
+#define SX_TIMES_W_PLUS(r) SX_EACH q[i] = _mm256_fmadd_pd(q[i], w[i], _mm256_set1_pd(r))
+    for (j = 0; j + 16 <= count; j += 16) {
+        SX_EACH of_f[i] = _mm256_loadu_pd(f + j + 4 * i);
+        SX_EACH s[i] = _mm256_div_pd(of_f[i], _mm256_add_pd(_mm256_set1_pd(2.0), of_f[i]));
+        SX_EACH half_square[i] = _mm256_mul_pd(_mm256_mul_pd(_mm256_set1_pd(0.5), of_f[i]), of_f[i]);
+        SX_EACH w[i] = _mm256_mul_pd(s[i], s[i]);
+        SX_EACH q[i] = _mm256_set1_pd(SX_R6);
+        SX_TIMES_W_PLUS(SX_R5);
+        SX_TIMES_W_PLUS(SX_R4);
+        SX_TIMES_W_PLUS(SX_R3);
+        SX_TIMES_W_PLUS(SX_R2);
+        SX_TIMES_W_PLUS(SX_R1);
+        SX_TIMES_W_PLUS(SX_R0);
+        SX_EACH of_k[i] = _mm256_loadu_pd(k + j + 4 * i);
+        SX_EACH q[i] = _mm256_add_pd(half_square[i], _mm256_mul_pd(q[i], w[i]));
+        SX_EACH q[i] = _mm256_add_pd(_mm256_mul_pd(s[i], q[i]),
+                                     _mm256_mul_pd(of_k[i], _mm256_set1_pd(SX_LN2_32_REST)));
+        SX_EACH q[i] = _mm256_sub_pd(_mm256_sub_pd(half_square[i], q[i]), of_f[i]);
+        SX_EACH _mm256_storeu_pd(value + j + 4 * i, _mm256_sub_pd(
+            _mm256_mul_pd(of_k[i], _mm256_set1_pd(SX_LN2_32)), q[i]));
+    }
+#undef SX_TIMES_W_PLUS
+    return j;
+}
+
 #undef SX_EACH
 
 #else
+#define sx_exp_each_f64(x, k, low, count, e) 0
+#define sx_log_each(f, k, count, value) 0
 #define SX_HAS_EXP_BLOCK 0
 #define sx_exp_fours_f32(x, length, k, low, e) 0
 #define sx_exp_fours_f64(x, length, k, low, e) 0
 #define sx_exp_times_fours_f32(x, length, k, low, a, to) 0
 #define sx_exp_times_fours_f64(x, length, k, low, a, to) 0
-#define sx_exp_columns_f32(x, classes, k, low, e) (void)0
-#define sx_exp_columns_f64(x, classes, k, low, e) (void)0
+#define sx_top_columns_f32(x, classes, tops, places) (void)0
+#define sx_top_columns_f64(x, classes, tops, places) (void)0
+#define sx_exp_and_sum_columns_f32(x, classes, k, low, places, targets, e, rest, carry, e_places) (void)0
+#define sx_exp_and_sum_columns_f64(x, classes, k, low, places, targets, e, rest, carry, e_places) (void)0
 #define sx_exp_block_f32(x, length, place_1, place_2, k, low, next, next_length, ahead, e, top, start) 0
 #define sx_exp_block_f64(x, length, place_1, place_2, k, low, next, next_length, ahead, e, top, start) 0
 #endif

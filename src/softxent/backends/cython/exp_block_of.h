@@ -31,19 +31,64 @@ SX_INLINE int64_t SX_OF(sx_exp_times_fours)(const SX_REAL *x, int64_t length, SX
     return j;
 }
 
-/* Of classes side by side for 32 rows, of a k and a low each. */
-static void SX_OF(sx_exp_columns)(const SX_REAL *x, int64_t classes, const SX_REAL *k,
-                                  const SX_REAL *low, SX_REAL *e)
+/* Classes side by side for 32 rows: each row's largest (-inf if there is none; a NaN takes no part) and
+   its first place. */
+static void SX_OF(sx_top_columns)(const SX_REAL *x, int64_t classes, SX_REAL *tops, SX_REAL *places)
 {
-    SX_VECTOR of_k[4], of_low[4], v[4];
+    SX_VECTOR top[4], place[4];
+    int64_t j, c;
+    int i;
+    for (j = 0; j < 32; j += 4 * SX_WIDTH) {
+        SX_EACH top[i] = SX_DO(set1)(-INFINITY), place[i] = SX_DO(setzero)();
+        for (c = 0; c < classes; c++) {
+            SX_VECTOR at = SX_DO(set1)((SX_REAL)c);
+            SX_EACH {
+                SX_VECTOR v = SX_DO(loadu)(x + 32 * c + j + i * SX_WIDTH);
+                place[i] = SX_DO(blendv)(place[i], at, SX_DO(cmp)(v, top[i], _CMP_GT_OQ));
+                top[i] = SX_DO(max)(v, top[i]);
+            }
+        }
+        SX_EACH SX_DO(storeu)(tops + j + i * SX_WIDTH, top[i]);
+        SX_EACH SX_DO(storeu)(places + j + i * SX_WIDTH, place[i]);
+    }
+}
+
+/* e of them, of a k and a low each; e at `places`, +0 where that is the target; and the sums of all but
+   the two. */
+static void SX_OF(sx_exp_and_sum_columns)(const SX_REAL *x, int64_t classes, const SX_REAL *k,
+                                          const SX_REAL *low, const SX_REAL *places,
+                                          const SX_REAL *targets, SX_REAL *e, double *rest,
+                                          double *carry, SX_REAL *e_places)
+{
+    SX_VECTOR of_k[4], of_low[4], v[4], found[4];
+    __m256d sums[SX_WIDTH], carries[SX_WIDTH];    /* of 4 * SX_WIDTH rows */
     int64_t j, c;
     int i;
     for (j = 0; j < 32; j += 4 * SX_WIDTH) {
         SX_EACH of_k[i] = SX_DO(loadu)(k + j + i * SX_WIDTH);
         SX_EACH of_low[i] = SX_DO(loadu)(low + j + i * SX_WIDTH);
+        SX_EACH found[i] = SX_DO(setzero)();
+        for (i = 0; i < SX_WIDTH; i++)
+            sums[i] = carries[i] = _mm256_setzero_pd();
         for (c = 0; c < classes; c++) {
+            SX_VECTOR at = SX_DO(set1)((SX_REAL)c);
             SX_OF(sx_exp_four)(x + 32 * c + j, of_k, of_low, v);
-            SX_EACH SX_DO(storeu)(e + 32 * c + j + i * SX_WIDTH, v[i]);
+            SX_EACH {
+                SX_VECTOR is_target = SX_DO(cmp)(SX_DO(loadu)(targets + j + i * SX_WIDTH), at,
+                                                 _CMP_EQ_OQ);
+                SX_VECTOR is_place = SX_DO(cmp)(SX_DO(loadu)(places + j + i * SX_WIDTH), at,
+                                                _CMP_EQ_OQ);
+                SX_DO(storeu)(e + 32 * c + j + i * SX_WIDTH, v[i]);
+                v[i] = SX_DO(andnot)(is_target, v[i]);
+                found[i] = SX_DO(or)(found[i], SX_DO(and)(is_place, v[i]));
+                v[i] = SX_DO(andnot)(is_place, v[i]);
+                SX_OF(sx_add_exact)(v[i], sums + i * (SX_WIDTH / 4), carries + i * (SX_WIDTH / 4));
+            }
+        }
+        SX_EACH SX_DO(storeu)(e_places + j + i * SX_WIDTH, found[i]);
+        for (i = 0; i < SX_WIDTH; i++) {
+            _mm256_storeu_pd(rest + j + 4 * i, sums[i]);
+            _mm256_storeu_pd(carry + j + 4 * i, carries[i]);
         }
     }
 }
