@@ -15,14 +15,14 @@
 
 #define SX_EACH for (i = 0; i < 4; i++)
 
-/* sx_exp_f32 of the vectors at x + 0, 8, 16, 24, of a k and a low each. */
-SX_INLINE void sx_exp_four_f32(const float *x, const __m256 *k, const __m256 *low, __m256 *e)
+/* sx_exp_f32 of four vectors, of a k and a low each. */
+SX_INLINE void sx_exp_vectors_f32(__m256 *z, const __m256 *k, const __m256 *low, __m256 *e)
 {
     __m256 n[4], r[4];
     __m256i power[4];
     int i;
 #define SX_TIMES_R_PLUS(q) SX_EACH e[i] = _mm256_fmadd_ps(e[i], r[i], _mm256_set1_ps(q))
-    SX_EACH r[i] = _mm256_max_ps(low[i], _mm256_loadu_ps(x + 8 * i));
+    SX_EACH r[i] = _mm256_max_ps(low[i], z[i]);
     SX_EACH n[i] = _mm256_fmadd_ps(r[i], _mm256_set1_ps((float)SX_LOG2E), k[i]);
     SX_EACH power[i] = _mm256_slli_epi32(_mm256_castps_si256(n[i]), 23);
     SX_EACH n[i] = _mm256_sub_ps(n[i], k[i]);
@@ -39,14 +39,14 @@ SX_INLINE void sx_exp_four_f32(const float *x, const __m256 *k, const __m256 *lo
 #undef SX_TIMES_R_PLUS
 }
 
-/* sx_exp_f64 of the vectors at x + 0, 4, 8, 12. */
-SX_INLINE void sx_exp_four_f64(const double *x, const __m256d *k, const __m256d *low, __m256d *e)
+/* sx_exp_f64. */
+SX_INLINE void sx_exp_vectors_f64(__m256d *z, const __m256d *k, const __m256d *low, __m256d *e)
 {
     __m256d n[4], r[4];
     __m256i power[4];
     int i;
 #define SX_TIMES_R_PLUS(q) SX_EACH e[i] = _mm256_fmadd_pd(e[i], r[i], _mm256_set1_pd(q))
-    SX_EACH r[i] = _mm256_max_pd(low[i], _mm256_loadu_pd(x + 4 * i));
+    SX_EACH r[i] = _mm256_max_pd(low[i], z[i]);
     SX_EACH n[i] = _mm256_fmadd_pd(r[i], _mm256_set1_pd(SX_LOG2E), k[i]);
     SX_EACH power[i] = _mm256_slli_epi64(_mm256_castpd_si256(n[i]), 52);
     SX_EACH n[i] = _mm256_sub_pd(n[i], k[i]);
@@ -107,12 +107,12 @@ SX_INLINE double sx_top_of_vector_f64(__m256d t)
     return _mm_cvtsd_f64(_mm_max_sd(_mm_unpackhi_pd(f, f), f));
 }
 
-/* Lanes 4 i + 0 .. 3 in v[i]: as sx_fold_lanes. */
-SX_INLINE double sx_fold_vectors(__m256d *v)
+/* Lanes 4 i + 0 .. 3 in v[i], a power of two of vectors: as sx_fold_lanes. */
+SX_INLINE double sx_fold_vectors(__m256d *v, int count)
 {
     __m128d f;
     int width, i;
-    for (width = 8; width > 0; width /= 2)
+    for (width = count / 2; width > 0; width /= 2)
         for (i = 0; i < width; i++)
             v[i] = _mm256_add_pd(v[i], v[i + width]);
     f = _mm_add_pd(_mm256_castpd256_pd128(v[0]), _mm256_extractf128_pd(v[0], 1));
@@ -123,6 +123,7 @@ SX_INLINE double sx_fold_vectors(__m256d *v)
 #define SX_VECTOR __m256
 #define SX_WIDTH 8
 #define SX_DO(name) _mm256_##name##_ps
+#define SX_AS(mask) _mm256_castsi256_ps(mask)
 #define SX_OF(name) name##_f32
 #include "exp_block_of.h"
 
@@ -130,6 +131,7 @@ SX_INLINE double sx_fold_vectors(__m256d *v)
 #define SX_VECTOR __m256d
 #define SX_WIDTH 4
 #define SX_DO(name) _mm256_##name##_pd
+#define SX_AS(mask) _mm256_castsi256_pd(mask)
 #define SX_OF(name) name##_f64
 #include "exp_block_of.h"
 

@@ -1,5 +1,15 @@
 /* exp_block.h includes this for float and for double: SX_REAL, SX_VECTOR of SX_WIDTH of them, SX_DO for
-   the instructions' names and SX_OF for the functions'. */
+   the instructions' names, SX_AS for a mask as such a vector, SX_OF for the functions' names. */
+
+/* Of the four vectors at x. */
+SX_INLINE void SX_OF(sx_exp_four)(const SX_REAL *x, const SX_VECTOR *k, const SX_VECTOR *low,
+                                  SX_VECTOR *e)
+{
+    SX_VECTOR z[4];
+    int i;
+    SX_EACH z[i] = SX_DO(loadu)(x + i * SX_WIDTH);
+    SX_OF(sx_exp_vectors)(z, k, low, e);
+}
 
 /* Of whole fours of vectors; returns of how many elements. e: the same memory as x, or apart. */
 SX_INLINE int64_t SX_OF(sx_exp_fours)(const SX_REAL *x, int64_t length, SX_REAL k, SX_REAL low,
@@ -115,7 +125,7 @@ SX_INLINE double SX_OF(sx_sum_block)(const SX_REAL *e, int64_t length)
         for (k = 0; k < SX_WIDTH / 4; k++)
             lanes[j / 4 + k] = sums[k];
     }
-    return sx_fold_vectors(lanes);
+    return sx_fold_vectors(lanes, SX_LANES / 4);
 }
 
 /* The largest so far, and where its stripe begins; a NaN takes no part. */
@@ -140,9 +150,60 @@ SX_INLINE void SX_OF(sx_find_top)(const SX_REAL *x, int64_t from, int64_t length
             SX_EACH v[i] = SX_DO(max)(SX_DO(loadu)(x + j + i * SX_WIDTH), v[i]);
         SX_OF(sx_note_top)(SX_DO(max)(SX_DO(max)(v[1], v[0]), SX_DO(max)(v[3], v[2])), at, top, start);
     }
-    for (; j < length; j++)
-        if (x[j] > *top)
-            *top = x[j], *start = j;
+    if (j < length) {
+        SX_VECTOR low = SX_DO(set1)(-INFINITY), v[4];
+        SX_EACH v[i] = SX_OF(sx_load_first)(x + j + i * SX_WIDTH, length - j - i * SX_WIDTH, low);
+        SX_EACH v[i] = SX_DO(max)(v[i], low);    /* a NaN takes no part */
+        SX_OF(sx_note_top)(SX_DO(max)(SX_DO(max)(v[1], v[0]), SX_DO(max)(v[3], v[2])), j, top, start);
+    }
+}
+
+/* All of up to four terms of each lane, of whole lanes: as sx_sum_block. */
+SX_INLINE double SX_OF(sx_sum_terms)(const SX_REAL *e, int terms)
+{
+    __m256d lanes[SX_LANES / 8];
+    int half = SX_LANES / 2, i, j, t;
+#pragma GCC unroll 8
+    for (j = 0; j < half; j += SX_WIDTH) {
+        SX_VECTOR a = SX_DO(loadu)(e + j), b = SX_DO(loadu)(e + j + half);
+        for (t = 1; t < terms; t++) {
+            a = SX_DO(add)(a, SX_DO(loadu)(e + t * SX_LANES + j));
+            b = SX_DO(add)(b, SX_DO(loadu)(e + t * SX_LANES + j + half));
+        }
+        for (i = 0; i < SX_WIDTH / 4; i++)
+            lanes[j / 4 + i] = _mm256_setzero_pd();
+        SX_OF(sx_add_terms)(a, lanes + j / 4);
+        SX_OF(sx_add_terms)(b, lanes + j / 4);
+    }
+    return sx_fold_vectors(lanes, SX_LANES / 8);
+}
+
+SX_INLINE double SX_OF(sx_sum_short)(const SX_REAL *e, int64_t length)
+{
+    if (length == SX_LANES)
+        return SX_OF(sx_sum_terms)(e, 1);
+    if (length == 2 * SX_LANES)
+        return SX_OF(sx_sum_terms)(e, 2);
+    if (length == 3 * SX_LANES)
+        return SX_OF(sx_sum_terms)(e, 3);
+    return SX_OF(sx_sum_terms)(e, 4);
+}
+
+/* Takes an element out of its vector, which is returned. By vectors, for one that has just been stored
+   in parts would be waited for. */
+SX_INLINE SX_VECTOR SX_OF(sx_take_out)(SX_REAL *e, int64_t place)
+{
+    SX_REAL *at = e + (place & ~(int64_t)(SX_WIDTH - 1));
+    SX_VECTOR taken = SX_DO(loadu)(at);
+    __m256i before = SX_OF(sx_first)(place % SX_WIDTH), with = SX_OF(sx_first)(place % SX_WIDTH + 1);
+    __m256i it = _mm256_andnot_si256(before, with);
+    SX_DO(storeu)(at, SX_DO(blendv)(taken, SX_DO(setzero)(), SX_AS(it)));
+    return taken;
+}
+
+SX_INLINE void SX_OF(sx_put_back)(SX_REAL *e, int64_t place, SX_VECTOR taken)
+{
+    SX_DO(storeu)(e + (place & ~(int64_t)(SX_WIDTH - 1)), taken);
 }
 
 /* e of a block, and the sum of all but two of them (-1: none), which are not the same. e, apart from x,
@@ -156,8 +217,7 @@ SX_INLINE double SX_OF(sx_exp_block_and)(const SX_REAL *x, int64_t length, int64
                                          int64_t next_length, int64_t ahead, SX_REAL *e, SX_REAL *top,
                                          int64_t *start)
 {
-    SX_VECTOR all_k[4], all_low[4], v[4];
-    SX_REAL last[4 * SX_WIDTH], e_1 = 0, e_2 = 0;
+    SX_VECTOR all_k[4], all_low[4], v[4], taken_1 = SX_DO(setzero)(), taken_2 = taken_1;
     int64_t whole = length & ~(int64_t)(4 * SX_WIDTH - 1), filled = whole, j = 0, end;
     double sum;
     int i;
@@ -186,25 +246,23 @@ SX_INLINE double SX_OF(sx_exp_block_and)(const SX_REAL *x, int64_t length, int64
     if (next != NULL)
         SX_OF(sx_find_top)(next, whole, next_length, top, start);
     if (whole < length) {
-        for (i = 0; i < 4 * SX_WIDTH; i++)
-            last[i] = -INFINITY;
-        for (i = 0; i < length - whole; i++)
-            last[i] = x[whole + i];
-        SX_OF(sx_exp_four)(last, all_k, all_low, v);
+        SX_EACH v[i] = SX_OF(sx_load_first)(x + whole + i * SX_WIDTH, length - whole - i * SX_WIDTH,
+                                            SX_DO(set1)(-INFINITY));
+        SX_OF(sx_exp_vectors)(v, all_k, all_low, v);
         SX_EACH SX_DO(storeu)(e + whole + i * SX_WIDTH, v[i]);
         filled = whole + 4 * SX_WIDTH;
     }
     for (; filled % SX_LANES != 0; filled += SX_WIDTH)
         SX_DO(storeu)(e + filled, SX_DO(setzero)());
     if (place_1 >= 0)
-        e_1 = e[place_1], e[place_1] = 0;
+        taken_1 = SX_OF(sx_take_out)(e, place_1);
     if (place_2 >= 0)
-        e_2 = e[place_2], e[place_2] = 0;
-    sum = SX_OF(sx_sum_block)(e, filled);
+        taken_2 = SX_OF(sx_take_out)(e, place_2);
+    sum = filled <= 4 * SX_LANES ? SX_OF(sx_sum_short)(e, filled) : SX_OF(sx_sum_block)(e, filled);
     if (place_2 >= 0)
-        e[place_2] = e_2;
+        SX_OF(sx_put_back)(e, place_2, taken_2);
     if (place_1 >= 0)
-        e[place_1] = e_1;
+        SX_OF(sx_put_back)(e, place_1, taken_1);
     return sum;
 }
 
@@ -223,4 +281,5 @@ static double SX_OF(sx_exp_block)(const SX_REAL *x, int64_t length, int64_t plac
 #undef SX_VECTOR
 #undef SX_WIDTH
 #undef SX_DO
+#undef SX_AS
 #undef SX_OF

@@ -71,6 +71,41 @@ SX_INLINE double sx_fold_top_f64(__m512d a)
 }
 #endif
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+/* The first n of a vector's lanes, any n; and those elements, `other` in the rest. */
+SX_INLINE __m256i sx_first_f32(int64_t n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+SX_INLINE __m256i sx_first_f64(int64_t n)
+{
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+
+SX_INLINE __m256 sx_load_first_f32(const float *x, int64_t n, __m256 other)
+{
+    __m256i first;
+    if (n >= 8)
+        return _mm256_loadu_ps(x);
+    if (n <= 0)
+        return other;    /* not read at all: a fault that a mask hides takes long */
+    first = sx_first_f32(n);
+    return _mm256_blendv_ps(other, _mm256_maskload_ps(x, first), _mm256_castsi256_ps(first));
+}
+
+SX_INLINE __m256d sx_load_first_f64(const double *x, int64_t n, __m256d other)
+{
+    __m256i first;
+    if (n >= 4)
+        return _mm256_loadu_pd(x);
+    if (n <= 0)
+        return other;
+    first = sx_first_f64(n);
+    return _mm256_blendv_pd(other, _mm256_maskload_pd(x, first), _mm256_castsi256_pd(first));
+}
+#endif
+
 /* The largest of a block; -inf if there is none. */
 SX_INLINE float sx_top_f32(const float *x, int64_t length)
 {
@@ -711,11 +746,19 @@ SX_INLINE int64_t sx_first_place_f32(const float *x, int64_t length, float value
         if (all)
             return i + __builtin_ctz(all);
     }
-#endif
+    for (; i < length; i += 8) {
+        __m256 few = sx_load_first_f32(x + i, length - i, _mm256_set1_ps(NAN));
+        int found = _mm256_movemask_ps(_mm256_cmp_ps(few, v, _CMP_EQ_OQ));
+        if (found)
+            return i + __builtin_ctz((unsigned)found);
+    }
+    return 0;
+#else
     for (; i < length; i++)
         if (x[i] == value)
             return i;
     return 0;
+#endif
 }
 
 SX_INLINE int64_t sx_first_place_f64(const double *x, int64_t length, double value)
@@ -752,11 +795,19 @@ SX_INLINE int64_t sx_first_place_f64(const double *x, int64_t length, double val
         if (all)
             return i + __builtin_ctz(all);
     }
-#endif
+    for (; i < length; i += 4) {
+        __m256d few = sx_load_first_f64(x + i, length - i, _mm256_set1_pd(NAN));
+        int found = _mm256_movemask_pd(_mm256_cmp_pd(few, v, _CMP_EQ_OQ));
+        if (found)
+            return i + __builtin_ctz((unsigned)found);
+    }
+    return 0;
+#else
     for (; i < length; i++)
         if (x[i] == value)
             return i;
     return 0;
+#endif
 }
 
 /* ---- rows side by side ------------------------------------------------------------------------ */
@@ -1132,6 +1183,16 @@ SX_INLINE void sx_scale_run_f32(const float *e, float shift, float a, int64_t le
         for (j = i; j < i + 32; j += 8)
             _mm256_storeu_ps(to + j, _mm256_fmadd_ps(
                 _mm256_mul_ps(_mm256_loadu_ps(e + j), by), factor, zero));
+    for (; i + 8 <= length; i += 8)
+        _mm256_storeu_ps(to + i, _mm256_fmadd_ps(
+            _mm256_mul_ps(_mm256_loadu_ps(e + i), by), factor, zero));
+    /* What is left of a vector with what is before it once more, unless that has become the result. */
+    if (e != to && i < length && i > 0) {
+        i = length - 8;
+        _mm256_storeu_ps(to + i, _mm256_fmadd_ps(
+            _mm256_mul_ps(_mm256_loadu_ps(e + i), by), factor, zero));
+        return;
+    }
 #endif
     /* Two loops: a compiler that cannot know `the same or apart` runs a scalar one. */
     if (e == to) {
@@ -1166,6 +1227,16 @@ SX_INLINE void sx_scale_run_f64(const double *e, double shift, double a, int64_t
         for (j = i; j < i + 16; j += 4)
             _mm256_storeu_pd(to + j, _mm256_fmadd_pd(
                 _mm256_mul_pd(_mm256_loadu_pd(e + j), by), factor, zero));
+    for (; i + 4 <= length; i += 4)
+        _mm256_storeu_pd(to + i, _mm256_fmadd_pd(
+            _mm256_mul_pd(_mm256_loadu_pd(e + i), by), factor, zero));
+    /* What is left of a vector with what is before it once more, unless that has become the result. */
+    if (e != to && i < length && i > 0) {
+        i = length - 4;
+        _mm256_storeu_pd(to + i, _mm256_fmadd_pd(
+            _mm256_mul_pd(_mm256_loadu_pd(e + i), by), factor, zero));
+        return;
+    }
 #endif
     /* Two loops: a compiler that cannot know `the same or apart` runs a scalar one. */
     if (e == to) {
