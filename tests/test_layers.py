@@ -148,8 +148,8 @@ def test_only_plan_and_run_touch_backends():
 
 #: Compiled by Numba, or what compiles them; imported when something is to be compiled.
 WALK = {f"softxent.backends.numba.{name}" for name in (
-    "_jit", "_elementary", "_exp_many", "_kept", "_load", "_rows", "_reduce", "_head", "_map",
-    "_points", "_distillation", "_walk", "_embed")} | {"softxent.numba"}
+    "_jit", "_elementary", "_exp_many", "_square", "_kept", "_load", "_rows", "_reduce", "_head",
+    "_map", "_points", "_distillation", "_walk", "_embed")} | {"softxent.numba"}
 
 
 #: Adapters, imported only when asked for: what each may import, and is not there without.

@@ -518,8 +518,8 @@ def walk_small_group(call, d, first, zero, scale, control, room):
     u = moved(teacher_e, GROUP * SMALL)
     hard = room_at(room, ROOM_SOFT, zero)
     unweighted = moved(hard, GROUP * SMALL)
-    gather(d.student.logits, d.of_student.z, d.of_student.count, 0, classes, 1, GROUP, x)
-    gather(d.teacher.logits, d.of_teacher.z, d.of_student.count, 0, classes, 1, GROUP, u)
+    gather(d.student.logits, d.of_student.z, d.of_student.count, 0, classes, 1, GROUP, 0, x)
+    gather(d.teacher.logits, d.of_teacher.z, d.of_student.count, 0, classes, 1, GROUP, 0, u)
     clear_unused(d.of_student, classes, x)
     clear_unused(d.of_student, classes, u)
     reduce_columns(d.of_student, classes, x, e, scale)
@@ -546,7 +546,7 @@ def walk_small_group(call, d, first, zero, scale, control, room):
         if d.of_student.lane[j] != FAST and map_parts_slow(
                 call, d, j, g, GROUP * size, kind, scale, control):
             return True
-    scatter(call.out_map, d.of_student.g, d.of_student.count, 0, classes, 1, GROUP, e)
+    scatter(call.out_map, d.of_student.g, d.of_student.count, 0, classes, 1, GROUP, 0, e)
     return False
 
 

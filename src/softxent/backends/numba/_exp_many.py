@@ -97,6 +97,59 @@ def exp_times_many(typing: Any, x: Any, to: Any, k: Any, low: Any, a: Any) -> An
     return types.void(x, to, x.dtype, x.dtype, x.dtype), generate
 
 
+def _sum_column(builder: Any, form: Any, first: int, pointers: Any, at: Any) -> None:
+    # Of rows `first` to `first` + the form's count.
+    count, element = form[0], form[1]
+    kind, wide = ir.VectorType(element, count), ir.VectorType(ir.DoubleType(), count)
+    single = isinstance(element, ir.FloatType)
+
+    def place(pointer: Any, kind: Any) -> Any:
+        return builder.bitcast(
+            builder.gep(pointer, [ir.IntType(64)(first)], source_etype=kind.element),
+            ir.PointerType(kind))
+
+    def load(pointer: Any, kind: Any) -> Any:
+        return builder.load(place(pointer, kind), align=4 if kind.element == ir.FloatType() else 8)
+
+    def store(value: Any, pointer: Any) -> None:
+        builder.store(value, place(pointer, value.type),
+                      align=4 if value.type.element == ir.FloatType() else 8)
+
+    x, e, k, low, places, targets, rest, carry, e_places = pointers
+    zero, at = ir.Constant(kind, [0.0] * count), _splat(builder, at, kind)
+    value = _exp(builder, load(x, kind), load(k, kind), load(low, kind), form)
+    store(value, e)
+    value = builder.select(builder.fcmp_ordered("==", load(targets, kind), at), zero, value)
+    is_place = builder.fcmp_ordered("==", load(places, kind), at)
+    store(builder.fadd(load(e_places, kind), builder.select(is_place, value, zero)), e_places)
+    value = builder.select(is_place, zero, value)
+    total = load(rest, wide)
+    if single:    # up to 64 floats are added without loss
+        store(builder.fadd(total, builder.fpext(value, wide)), rest)
+        return
+    y = builder.fadd(value, load(carry, wide))
+    more = builder.fadd(total, y)
+    store(builder.fsub(y, builder.fsub(more, total)), carry)
+    store(more, rest)
+
+
+@intrinsic
+def exp_and_sum_column(typing: Any, x: Any, e: Any, k: Any, low: Any, places: Any, targets: Any,
+                       rest: Any, carry: Any, e_places: Any, at: Any) -> Any:
+    """Class `at` of MANY rows: e to e, added to `rest` but for the row's place and target.
+
+    That at the place, +0 where it is the target's, is added to `e_places`.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        form = _F32 if x.dtype == types.float32 else _F64
+        for first in range(0, MANY, form[0]):
+            _sum_column(builder, form, first, args[:9], args[9])
+        return context.get_dummy_value()
+
+    return types.void(x, x, x, x, x, x, rest, rest, x, x.dtype), generate
+
+
 def _halved(builder: Any, lanes: Any, join: Any) -> Any:
     # 32, 16, 8, 4, 2, 1 apart.
     while lanes.type.count > 1:
@@ -128,19 +181,23 @@ fold_top = _fold(lambda builder, low, high: builder.select(
     builder.fcmp_ordered(">", high, low), high, low))
 
 
+def prefetch(builder: Any, pointer: Any) -> None:
+    """Ask for the line at an address; nothing is read."""
+    whole = ir.IntType(32)
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [pointer.type, whole, whole, whole]),
+        "llvm.prefetch.p0")
+    builder.call(function, [pointer, whole(0), whole(3), whole(1)])
+
+
 @intrinsic
 def fetch(typing: Any, x: Any, ahead: Any) -> Any:
     """Ask for what lies `ahead` bytes behind x; nothing is read."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         byte = ir.IntType(8)
-        pointer = builder.gep(builder.bitcast(args[0], ir.PointerType(byte)), [args[1]],
-                              source_etype=byte)
-        whole = ir.IntType(32)
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), [pointer.type, whole, whole, whole]),
-            "llvm.prefetch.p0")
-        builder.call(function, [pointer, whole(0), whole(3), whole(1)])
+        prefetch(builder, builder.gep(builder.bitcast(args[0], ir.PointerType(byte)), [args[1]],
+                                      source_etype=byte))
         return context.get_dummy_value()
 
     return types.void(x, types.int64), generate

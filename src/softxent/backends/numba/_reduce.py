@@ -18,7 +18,14 @@ from softxent.backends.numba._elementary import (
     times,
     two_sum,
 )
-from softxent.backends.numba._exp_many import MANY, exp_many, fetch, fold_sum, fold_top
+from softxent.backends.numba._exp_many import (
+    MANY,
+    exp_and_sum_column,
+    exp_many,
+    fetch,
+    fold_sum,
+    fold_top,
+)
 from softxent.backends.numba._jit import (
     as_type,
     beyond_plain,
@@ -51,7 +58,6 @@ from softxent.backends.numba._rows import (
     POISONED,
     ROOM_MASS,
     SLOW,
-    SMALL,
     SQUARED_ERROR,
     STRIPE,
     WIDE_GAP,
@@ -597,6 +603,30 @@ def add(zero, total, carry, j, x):
         kahan(total, carry, j, x)
 
 
+@inlined
+def sum_columns(zero, classes, x, k, low, places, targets, e, rest, carry, e_tops, scale):
+    # e; those at `places`, +0 where they are the targets'; and the sums of the others.
+    if scale is None:
+        for i in range(classes):
+            exp_and_sum_column(moved(x, i * GROUP), moved(e, i * GROUP), k, low, places, targets,
+                               rest, carry, e_tops, as_type(zero, i))
+        return
+    terms = stack(GROUP, zero)
+    for i in range(classes):
+        at = as_type(zero, i)
+        p = moved(x, i * GROUP)
+        q = moved(e, i * GROUP)
+        for j in range(GROUP):
+            value = exp_of(p[j], k[j], low[j], scale)
+            q[j] = value
+            # Sums of one term, where a choice would be compiled to a masked store.
+            value = choose(targets[j] == at, zero, value)
+            e_tops[j] += choose(places[j] == at, value, zero)
+            terms[j] = choose(places[j] == at, zero, value)
+        for j in range(GROUP):  # see widen_to
+            add(zero, rest, carry, j, np.float64(terms[j]))
+
+
 @part
 def reduce_columns(rows, classes, x, e, scale):
     stay_apart()
@@ -610,48 +640,28 @@ def reduce_columns(rows, classes, x, e, scale):
     e_tops = stack(GROUP, zero)
     k_of = stack(GROUP, zero)
     low_of = stack(GROUP, zero)
-    terms = stack(GROUP, zero)
     for j in range(GROUP):
         tops[j] = -INF
-        places[j] = as_type(zero, SMALL)
-        targets[j] = as_type(zero, rows.y[j])
+        places[j] = zero
+        targets[j] = as_type(zero, np.int32(rows.y[j]))
         rest[j] = 0.0
         carry[j] = 0.0
         e_tops[j] = 0
-    # Maxima and minima, and sums of one term, where a choice between old and new would be compiled
-    # to a masked store.
-    many = as_type(zero, SMALL)
-    for i in range(classes):
-        p = moved(x, i * GROUP)
-        for j in range(GROUP):
-            tops[j] = larger(tops[j], p[j])
     for i in range(classes):
         at = as_type(zero, i)
         p = moved(x, i * GROUP)
         for j in range(GROUP):
-            value = choose(p[j] == tops[j], at, many)
-            places[j] = choose(value < places[j], value, places[j])
-    for j in range(GROUP):
-        places[j] = choose(places[j] == many, zero, places[j])  # of NaN, or of -inf
+            is_larger = p[j] > tops[j]
+            places[j] = choose(is_larger, at, places[j])
+            tops[j] = choose(is_larger, p[j], tops[j])
     for j in range(GROUP):
         top = np.float64(tops[j])
         rows.top[j] = top
-        rows.k_top[j] = np.int64(places[j])
+        rows.k_top[j] = np.int64(np.int32(places[j]))
         # Rows for the slow lane (finish_reduce): any number that does no harm.
         rows.n[j] = power_near(top if (top >= -limit) & (top <= limit) else 0.0, scale)
         k_of[j], low_of[j] = power_of(rows.n[j], zero, scale)
-    for i in range(classes):
-        at = as_type(zero, i)
-        p = moved(x, i * GROUP)
-        q = moved(e, i * GROUP)
-        for j in range(GROUP):
-            value = exp_of(p[j], k_of[j], low_of[j], scale)
-            q[j] = value
-            value = choose(targets[j] == at, zero, value)
-            e_tops[j] += choose(places[j] == at, value, zero)
-            terms[j] = choose(places[j] == at, zero, value)
-        for j in range(GROUP):  # see widen_to
-            add(zero, rest, carry, j, np.float64(terms[j]))
+    sum_columns(zero, classes, x, k_of, low_of, places, targets, e, rest, carry, e_tops, scale)
     for j in range(GROUP):
         i = choose(rows.y[j] > 0, rows.y[j], np.int64(0))  # without a target: any number
         rows.z_y[j] = x[i * GROUP + j]

@@ -41,6 +41,7 @@ from softxent.backends.numba._layout import (
     SIXTEEN,
     STRIDED,
     TYPE_BRAIN,
+    TYPE_SIZE,
 )
 from softxent.backends.numba._load import (
     brain_of_float,
@@ -53,6 +54,12 @@ from softxent.backends.numba._load import (
     load_real,
     probability_f32,
     store_real,
+)
+from softxent.backends.numba._square import (
+    classes_of_rows,
+    columns_of_rows,
+    rows_of_classes,
+    rows_of_columns,
 )
 
 INF = float("inf")
@@ -76,16 +83,20 @@ LINE = 64
 AHEAD = 2048  # how far behind the next block is fetched what follows (bytes): as in `_walk.pxi`
 # What a walk needs beside its rows (bytes): logits of other layouts in class order, the
 # probabilities that go with them, and some blocks' worth of intermediate results.
-TILE_BYTES = 65536
+TILE_BYTES = 66560  # 8 rows of doubles, 16 of floats, of a block and TILE_GAP each
+TILE_GAP = 16  # rows a power of two apart would share their few places in an L1
 ROOM_LOGITS = 0
-ROOM_SOFT = 65536
-ROOM_BLOCK = 131072  # converted logits
-ROOM_CAPPED = 139264  # and these behind the softcap,
-ROOM_SLOPE = 147456  # with its derivative
-ROOM_TARGETS = 155648  # a row's probabilities
-ROOM_MASS = 163840  # times the class weights
-ROOM_OUT = 172032  # a result that is yet to be made 16-bit
-ROOM = 180224
+ROOM_SOFT = 66560
+ROOM_BLOCK = 133120  # converted logits
+ROOM_CAPPED = 141312  # and these behind the softcap,
+ROOM_SLOPE = 149504  # with its derivative
+ROOM_TARGETS = 157696  # a row's probabilities
+ROOM_MASS = 165888  # times the class weights
+ROOM_OUT = 174080  # a result that is yet to be made 16-bit
+ROOM = 182272
+# Class-major rows up to here are fetched with the rows before them, of longer ones the classes that
+# many further on: as in `_walk.pxi`.
+FETCHED_CLASSES, FETCHED_AHEAD = 1024, 32
 # Longest stretch of rows (elements) between the passes: half of the smallest usual L1.
 NEAR = 4096
 
@@ -451,21 +462,46 @@ def store_block(matrix, p, length, given):
             store_real(p + k * matrix.class_stride, matrix.rows.type, np.float64(given[k]))
 
 
+@inlined
+def fetched_ahead(call, matrix, count):
+    # How far from a tile's elements, in bytes, is what will be used next and fetched now.
+    if call.n_classes <= FETCHED_CLASSES:
+        return count * (matrix.rows.type & TYPE_SIZE)
+    return FETCHED_AHEAD * matrix.class_stride
+
+
+@inlined
+def packed_rows(matrix, p, count, length, size):
+    # How many of the rows lie one after another, all their classes used: whole squares of them.
+    count = count // 8 * 8
+    if matrix.direct != IN_PLACE or not are_neighbours(p, count, length * size):
+        return 0
+    return count
+
+
 @part
-def gather(matrix, p, count, k0, length, row_pitch, class_pitch, tile):
+def gather(matrix, p, count, k0, length, row_pitch, class_pitch, ahead, tile):
     # Classes k0 .. k0 + length of the rows at addresses p[0 .. count]: class k0 + k of row j to
     # j row_pitch + k class_pitch.
     stay_apart()
     zero = as_type(tile[0], 0.0)
     stride = matrix.class_stride
-    if matrix.direct == STRIDED and are_neighbours(p, count, 4 if is_single(zero) else 8):
-        for k in range(length):
+    size = 4 if is_single(zero) else 8
+    done = 0
+    if matrix.direct == STRIDED and are_neighbours(p, count, size):
+        if class_pitch == 1 and count % 8 == 0:
+            done = rows_of_classes(p[0] + k0 * stride, stride, count, length, size, row_pitch,
+                                   ahead, tile)
+        for k in range(done, length):
             x = pointer_at(p[0] + (k0 + k) * stride, zero)
             for j in range(count):
                 tile[j * row_pitch + k * class_pitch] = x[j]
         return
+    if class_pitch == GROUP:
+        done = packed_rows(matrix, p, count, length, size)
+        columns_of_rows(p[0], done, length, size, tile)
     block = stack(SMALL, zero)
-    for j in range(count):
+    for j in range(done, count):
         if class_pitch == 1:
             load_block(matrix, p[j] + k0 * stride, length, moved(tile, j * row_pitch))
         elif matrix.direct == IN_PLACE:
@@ -479,19 +515,27 @@ def gather(matrix, p, count, k0, length, row_pitch, class_pitch, tile):
 
 
 @part
-def scatter(matrix, p, count, k0, length, row_pitch, class_pitch, tile):
+def scatter(matrix, p, count, k0, length, row_pitch, class_pitch, ahead, tile):
     # The way back.
     stay_apart()
     zero = as_type(tile[0], 0.0)
     stride = matrix.class_stride
-    if matrix.direct == STRIDED and are_neighbours(p, count, 4 if is_single(zero) else 8):
-        for k in range(length):
+    size = 4 if is_single(zero) else 8
+    done = 0
+    if matrix.direct == STRIDED and are_neighbours(p, count, size):
+        if class_pitch == 1 and count % 8 == 0:
+            done = classes_of_rows(tile, row_pitch, count, length, size, p[0] + k0 * stride, stride,
+                                   ahead)
+        for k in range(done, length):
             x = pointer_at(p[0] + (k0 + k) * stride, zero)
             for j in range(count):
                 x[j] = tile[j * row_pitch + k * class_pitch]
         return
+    if class_pitch == GROUP:
+        done = packed_rows(matrix, p, count, length, size)
+        rows_of_columns(tile, done, length, size, p[0])
     block = stack(SMALL, zero)
-    for j in range(count):
+    for j in range(done, count):
         if class_pitch == 1:
             store_block(matrix, p[j] + k0 * stride, length, moved(tile, j * row_pitch))
         elif matrix.direct == IN_PLACE:

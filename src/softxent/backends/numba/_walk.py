@@ -21,6 +21,7 @@ from softxent.backends.numba._jit import (
     float_state,
     fma,
     free,
+    inlined,
     malloc,
     moved,
     part,
@@ -105,6 +106,7 @@ from softxent.backends.numba._rows import (
     SOFTMAX_VJP,
     SQUARED_ERROR,
     TILE_BYTES,
+    TILE_GAP,
     are_fast,
     are_few,
     block_at,
@@ -112,6 +114,7 @@ from softxent.backends.numba._rows import (
     blocks_of,
     cap,
     clear_unused,
+    fetched_ahead,
     gather,
     is_single,
     is_squared,
@@ -189,7 +192,8 @@ def soft_block(call, rows, j, k0, length, room):
 @beyond_plain(None)
 def gather_soft(call, rows, k0, length, row_pitch, class_pitch, tile):
     subnormals(True)
-    gather(call.soft, rows.t, rows.count, k0, length, row_pitch, class_pitch, tile)
+    gather(call.soft, rows.t, rows.count, k0, length, row_pitch, class_pitch,
+           fetched_ahead(call, call.soft, rows.count), tile)
     subnormals(False)
 
 
@@ -209,7 +213,7 @@ def walk_small(call, rows, first, zero, scale, control, room):
     has_map = call.out_map.rows.data != 0
     has_t = call.soft.rows.data != 0
     has_slope = call.softcap != 0.0
-    gather(call.logits, rows.z, rows.count, 0, classes, 1, GROUP, x)
+    gather(call.logits, rows.z, rows.count, 0, classes, 1, GROUP, 0, x)
     clear_unused(rows, classes, x)
     if has_slope:
         cap(call, x, classes * GROUP, x, slope, has_map)
@@ -239,7 +243,7 @@ def walk_small(call, rows, first, zero, scale, control, room):
             return True
         if rows.lane[j] == SLOW or call.op == LOG_SOFTMAX:
             map_apart(call, rows, j, g, GROUP * size, kind)
-    scatter(call.out_map, rows.g, rows.count, 0, classes, 1, GROUP, e)
+    scatter(call.out_map, rows.g, rows.count, 0, classes, 1, GROUP, 0, e)
     return False
 
 
@@ -340,22 +344,42 @@ def walk_rows(call, rows, first, zero, scale, control, room):
     return finish_map(call, rows, scale, control)
 
 
+@inlined
+def tile_pitch(call):
+    # From a tile's row to the next.
+    return lesser((call.n_classes + (TILE_GAP - 1)) // TILE_GAP * TILE_GAP, BLOCK) + TILE_GAP
+
+
+@part
+def needs_logits(call, rows, k0, length, zero):
+    # Whether the map of some rows' block is made of more than the e that are kept. What the tile
+    # has of a row in the slow lane is stored, perhaps over its logits, and the lane reads them
+    # after that.
+    for j in range(rows.count):
+        if rows.lane[j] == SLOW or (
+                rows.lane[j] == FAST and has_kept(call, rows, j, k0, length, zero) == 0):
+            return True
+    return False
+
+
 @part
 def walk_tiles(call, rows, first, zero, scale, control, room):
     # Any other layout: block by block through the tile.
     stay_apart()
     classes = call.n_classes
+    pitch = tile_pitch(call)
     tile = room_at(room, ROOM_LOGITS, zero)
     soft = room_at(room, ROOM_SOFT, zero)
     has_t = call.soft.rows.data != 0
     for b in range(blocks_of(classes)):
         k0 = b * BLOCK
         length = block_length(k0, classes)
-        gather(call.logits, rows.z, rows.count, k0, length, BLOCK, 1, tile)
+        gather(call.logits, rows.z, rows.count, k0, length, pitch, 1,
+               fetched_ahead(call, call.logits, rows.count), tile)
         if has_t:
-            gather_soft(call, rows, k0, length, BLOCK, 1, soft)
+            gather_soft(call, rows, k0, length, pitch, 1, soft)
         for j in range(rows.count):
-            reduce_given(call, rows, j, moved(tile, j * BLOCK), moved(soft, j * BLOCK), has_t, k0,
+            reduce_given(call, rows, j, moved(tile, j * pitch), moved(soft, j * pitch), has_t, k0,
                          length, scale, room)
         if tick(control, rows.count * length):
             return True
@@ -366,14 +390,17 @@ def walk_tiles(call, rows, first, zero, scale, control, room):
     for b in range(blocks_of(classes)):
         k0 = b * BLOCK
         length = block_length(k0, classes)
-        gather(call.logits, rows.z, rows.count, k0, length, BLOCK, 1, tile)
+        if needs_logits(call, rows, k0, length, zero):
+            gather(call.logits, rows.z, rows.count, k0, length, pitch, 1,
+                   fetched_ahead(call, call.logits, rows.count), tile)
         if has_t:
-            gather_soft(call, rows, k0, length, BLOCK, 1, soft)
+            gather_soft(call, rows, k0, length, pitch, 1, soft)
         for j in range(rows.count):
-            x = moved(tile, j * BLOCK)
-            map_given(call, rows, j, x, moved(soft, j * BLOCK), has_t, x, k0, length, scale,
+            x = moved(tile, j * pitch)
+            map_given(call, rows, j, x, moved(soft, j * pitch), has_t, x, k0, length, scale,
                       room, has_kept(call, rows, j, k0, length, zero))
-        scatter(call.out_map, rows.g, rows.count, k0, length, BLOCK, 1, tile)
+        scatter(call.out_map, rows.g, rows.count, k0, length, pitch, 1,
+                fetched_ahead(call, call.out_map, rows.count), tile)
         if tick(control, rows.count * length):
             return True
     return finish_map(call, rows, scale, control)
@@ -562,7 +589,11 @@ def walk(call, lo, hi, zero, scale, control, cursor, rows, room):
             kept = address_of(moved(room, AT_KEPT))
         together = lesser(greater(near // classes, 1), GROUP)
     else:
-        together = TILE_BYTES // (BLOCK * (4 if is_single(zero) else 8))
+        # Whole squares of them.
+        size = 4 if is_single(zero) else 8
+        together = lesser(TILE_BYTES // (tile_pitch(call) * size), GROUP) // 8 * 8
+        if keeps(call):
+            kept = address_of(moved(room, AT_KEPT))
     keep_rows(rows, kept, together, zero)
     for j in range(GROUP):
         rows.focus[j] = 1.0
