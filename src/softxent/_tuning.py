@@ -57,8 +57,10 @@ class Tuning:
     parallel_from_ns: float = 15_000.0
     wakes_from_ns: float = 150_000.0
     # Time with normal stores over time past the caches, two threads, float32, same machine: rows of
-    # 1,028 bytes .84, 4,000 1.0, 16,396 1.07, 128,000 1.13. Of short rows too many share a line.
-    streamed_row: float = 8_192.0
+    # 1,028 bytes .84, 4,000 1.0, 16,396 1.07, 128,000 1.13. On an EPYC without AVX-512 (Zen 3): 400
+    # bytes .72, 1,024 1.13, 4,000 1.23-1.26, 8,000 1.06, of doubles 1.30. Of short rows too many
+    # share a line.
+    streamed_row: float = 4_000.0
     backend: Mapping[str, str] = field(default_factory=dict)
     measured: bool = False
 
