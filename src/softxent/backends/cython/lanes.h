@@ -1183,16 +1183,6 @@ SX_INLINE void sx_scale_run_f32(const float *e, float shift, float a, int64_t le
         for (j = i; j < i + 32; j += 8)
             _mm256_storeu_ps(to + j, _mm256_fmadd_ps(
                 _mm256_mul_ps(_mm256_loadu_ps(e + j), by), factor, zero));
-    for (; i + 8 <= length; i += 8)
-        _mm256_storeu_ps(to + i, _mm256_fmadd_ps(
-            _mm256_mul_ps(_mm256_loadu_ps(e + i), by), factor, zero));
-    /* What is left of a vector with what is before it once more, unless that has become the result. */
-    if (e != to && i < length && i > 0) {
-        i = length - 8;
-        _mm256_storeu_ps(to + i, _mm256_fmadd_ps(
-            _mm256_mul_ps(_mm256_loadu_ps(e + i), by), factor, zero));
-        return;
-    }
 #endif
     /* Two loops: a compiler that cannot know `the same or apart` runs a scalar one. */
     if (e == to) {
@@ -1227,16 +1217,6 @@ SX_INLINE void sx_scale_run_f64(const double *e, double shift, double a, int64_t
         for (j = i; j < i + 16; j += 4)
             _mm256_storeu_pd(to + j, _mm256_fmadd_pd(
                 _mm256_mul_pd(_mm256_loadu_pd(e + j), by), factor, zero));
-    for (; i + 4 <= length; i += 4)
-        _mm256_storeu_pd(to + i, _mm256_fmadd_pd(
-            _mm256_mul_pd(_mm256_loadu_pd(e + i), by), factor, zero));
-    /* What is left of a vector with what is before it once more, unless that has become the result. */
-    if (e != to && i < length && i > 0) {
-        i = length - 4;
-        _mm256_storeu_pd(to + i, _mm256_fmadd_pd(
-            _mm256_mul_pd(_mm256_loadu_pd(e + i), by), factor, zero));
-        return;
-    }
 #endif
     /* Two loops: a compiler that cannot know `the same or apart` runs a scalar one. */
     if (e == to) {
