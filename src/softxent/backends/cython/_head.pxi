@@ -40,31 +40,22 @@ cdef void surprises(Rows* rows, const scaling* scale, double* e_y, double* other
     # -log p of the targets, with their e and the sums of the others. Step by step for all rows: one
     # row after another is a chain of 200 cycles, longer than a processor sees ahead.
     cdef double to_target[GROUP]
-    cdef double z[GROUP]
     cdef double f[GROUP]
     cdef double k[GROUP]
-    cdef double low_of[GROUP]
     cdef double high, low
-    cdef int64_t j, done = 0
+    cdef int64_t j
     for j in range(lanes_of(rows)):
-        z[j] = rows.z_y[j] - rows.moved[j]
-        power_of(rows.n[j], &k[j], &low_of[j], scale)
+        e_y[j] = exp_at(rows.z_y[j] - rows.moved[j], rows.n[j], scale)
+    for j in range(lanes_of(rows)):
         others[j] = (rows.rest[j] + rows.carry[j]) + rows.e_top[j]
         low = reference_low(rows.n[j], &high, scale)
         high = high + rows.moved[j]          # one of the two is 0
         to_target[j] = half_way(rows.z_y[j], high, low, scale)
-    if scaling is sx_unit:
-        done = sx_exp_each_f64(z, k, low_of, lanes_of(rows), e_y)
-    for j in range(done, lanes_of(rows)):
-        e_y[j] = exp_of(z[j], k[j], low_of[j], scale)
     for j in range(lanes_of(rows)):
         sx_split_log1p_or_log(e_y[j] >= others[j], others[j] / e_y[j], others[j] + e_y[j],
                               &f[j], &k[j])
-    done = sx_log_each(f, k, lanes_of(rows), value)
-    for j in range(done, lanes_of(rows)):
-        value[j] = sx_log_reduced(f[j], k[j])
     for j in range(lanes_of(rows)):
-        value[j] -= 0.0 if e_y[j] >= others[j] else to_target[j]
+        value[j] = sx_log_reduced(f[j], k[j]) - (0.0 if e_y[j] >= others[j] else to_target[j])
 
 
 cdef void focus_rows(Rows* rows, double gamma, const scaling* scale) noexcept nogil:

@@ -188,9 +188,6 @@ cdef extern from "exp_block.h" nogil:
     double sx_exp_block_f64(const double* x, int64_t length, int64_t place_1, int64_t place_2,
                             double k, double low, const double* next, int64_t next_length,
                             int64_t ahead, double* e, double* top, int64_t* start)
-    int64_t sx_exp_each_f64(const double* x, const double* k, const double* low, int64_t count,
-                            double* e)
-    int64_t sx_log_each(const double* f, const double* k, int64_t count, double* value)
 
 cdef extern from "sixteen_lanes.h" nogil:
     float sx_widen_and_top(const uint16_t* p, int is_brain, int64_t length, float* to)

@@ -135,58 +135,9 @@ SX_INLINE double sx_fold_vectors(__m256d *v, int count)
 #define SX_OF(name) name##_f64
 #include "exp_block_of.h"
 
-/* Of a k and a low each; `count`: whole fours of vectors are done, returns of how many. */
-SX_INLINE int64_t sx_exp_each_f64(const double *x, const double *k, const double *low, int64_t count,
-                                  double *e)
-{
-    __m256d of_k[4], of_low[4], v[4];
-    int64_t j;
-    int i;
-    for (j = 0; j + 16 <= count; j += 16) {
-        SX_EACH of_k[i] = _mm256_loadu_pd(k + j + 4 * i);
-        SX_EACH of_low[i] = _mm256_loadu_pd(low + j + 4 * i);
-        sx_exp_four_f64(x + j, of_k, of_low, v);
-        SX_EACH _mm256_storeu_pd(e + j + 4 * i, v[i]);
-    }
-    return j;
-}
-
-/* sx_log_reduced, likewise. */
-SX_INLINE int64_t sx_log_each(const double *f, const double *k, int64_t count, double *value)
-{
-    __m256d s[4], w[4], half_square[4], q[4], of_f[4], of_k[4];
-    int64_t j;
-    int i;
-#define SX_TIMES_W_PLUS(r) SX_EACH q[i] = _mm256_fmadd_pd(q[i], w[i], _mm256_set1_pd(r))
-    for (j = 0; j + 16 <= count; j += 16) {
-        SX_EACH of_f[i] = _mm256_loadu_pd(f + j + 4 * i);
-        SX_EACH s[i] = _mm256_div_pd(of_f[i], _mm256_add_pd(_mm256_set1_pd(2.0), of_f[i]));
-        SX_EACH half_square[i] = _mm256_mul_pd(_mm256_mul_pd(_mm256_set1_pd(0.5), of_f[i]), of_f[i]);
-        SX_EACH w[i] = _mm256_mul_pd(s[i], s[i]);
-        SX_EACH q[i] = _mm256_set1_pd(SX_R6);
-        SX_TIMES_W_PLUS(SX_R5);
-        SX_TIMES_W_PLUS(SX_R4);
-        SX_TIMES_W_PLUS(SX_R3);
-        SX_TIMES_W_PLUS(SX_R2);
-        SX_TIMES_W_PLUS(SX_R1);
-        SX_TIMES_W_PLUS(SX_R0);
-        SX_EACH of_k[i] = _mm256_loadu_pd(k + j + 4 * i);
-        SX_EACH q[i] = _mm256_add_pd(half_square[i], _mm256_mul_pd(q[i], w[i]));
-        SX_EACH q[i] = _mm256_add_pd(_mm256_mul_pd(s[i], q[i]),
-                                     _mm256_mul_pd(of_k[i], _mm256_set1_pd(SX_LN2_32_REST)));
-        SX_EACH q[i] = _mm256_sub_pd(_mm256_sub_pd(half_square[i], q[i]), of_f[i]);
-        SX_EACH _mm256_storeu_pd(value + j + 4 * i, _mm256_sub_pd(
-            _mm256_mul_pd(of_k[i], _mm256_set1_pd(SX_LN2_32)), q[i]));
-    }
-#undef SX_TIMES_W_PLUS
-    return j;
-}
-
 #undef SX_EACH
 
 #else
-#define sx_exp_each_f64(x, k, low, count, e) 0
-#define sx_log_each(f, k, count, value) 0
 #define SX_HAS_EXP_BLOCK 0
 #define sx_exp_fours_f32(x, length, k, low, e) 0
 #define sx_exp_fours_f64(x, length, k, low, e) 0
