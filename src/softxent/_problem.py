@@ -112,7 +112,6 @@ def normalise(
     divisor: float | None = None,
     wants_map: bool = False,
     out: NDArray[np.floating] | None = None,
-    out_name: str = "out",
     out_dtypes: Collection[str] = (),
     upstream: ArrayLike = 1.0,
     hessian: tuple[str, NDArray[np.floating] | None] | None = None,
@@ -222,7 +221,7 @@ def normalise(
             inputs["upstream"] = up
         given_out = out
         if out is not None:
-            out = _output(out, out_name, z, spec.argument, inputs, out_dtypes)
+            out = _output(out, spec.output, z, spec.argument, inputs, out_dtypes)
             if kind == "probabilities" and np.may_share_memory(out, z):
                 # Logits that are overwritten cannot be had back.
                 check_probabilities(call, last, z.ndim)
@@ -339,7 +338,7 @@ def normalise_points(
             inputs["upstream"] = up
         given_out = out
         if out is not None:
-            out = _output(out, "grad_out", z, spec.argument, inputs)
+            out = _output(out, spec.output, z, spec.argument, inputs)
             if np.may_share_memory(out, z):
                 # Logits that are overwritten cannot be had back.
                 check_shares(call, z.ndim)

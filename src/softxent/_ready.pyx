@@ -165,7 +165,7 @@ cdef class Ready:
     """A checked simple call: its kernel's arguments, and the arrays that they point into."""
 
     cdef sx_call call
-    cdef object spec, ignore_index, reduction, gamma, out_name, out_dtypes
+    cdef object spec, ignore_index, reduction, gamma, out_dtypes
     cdef tuple hessian    # rule and output, or None
     cdef cnp.ndarray logits, targets, sample_weight, out
     cdef bint wants_map, given
@@ -189,7 +189,7 @@ cdef class Ready:
         return plain(self.spec, self.logits, self.targets, ignore_index=self.ignore_index,
                      gamma=self.gamma, sample_weight=self.sample_weight, reduction=self.reduction,
                      wants_map=self.wants_map, out=self.out if self.given else None,
-                     out_name=self.out_name, out_dtypes=self.out_dtypes, hessian=self.hessian)
+                     out_dtypes=self.out_dtypes, hessian=self.hessian)
 
     cdef cnp.ndarray map_of(self, sx_matrix *into, cnp.ndarray given):
         # The array that a map is written into, `given` or a new one like the logits.
@@ -345,7 +345,7 @@ cdef int64_t count_of(const int64_t *ys, int64_t n, int64_t classes, bint has_ig
 
 cdef Ready ready(object spec, object logits, object targets, object ignore_index, object gamma,
                  object sample_weight, object reduction, bint wants_map, object out,
-                 object out_name, tuple out_dtypes, tuple hessian):
+                 tuple out_dtypes, tuple hessian):
     # None: not a simple call, or not a valid one.
     cdef int number
     cdef object hess_out = None
@@ -412,7 +412,6 @@ cdef Ready ready(object spec, object logits, object targets, object ignore_index
     self.ignore_index = ignore_index
     self.gamma = gamma
     self.reduction = reduction
-    self.out_name = out_name
     self.out_dtypes = out_dtypes
     self.hessian = hessian
     self.logits = logits
@@ -500,7 +499,7 @@ cdef inline bint is_plain_float(object value, double default):
 def normalise(spec, logits, targets=None, *, axis=-1, class_weight=None, ignore_index=-100,
               label_smoothing=0.0, temperature=1.0, softcap=None, z_loss=0.0, gamma=0.0,
               sample_weight=None, reduction="none", divisor=None, wants_map=False, out=None,
-              out_name="out", out_dtypes=(), upstream=1.0, hessian=None, **more):
+              out_dtypes=(), upstream=1.0, hessian=None, **more):
     """Check one call of `spec`: a `Ready` if it is simple, else what the plain `normalise` returns."""
     cdef Ready found
     if (not more and class_weight is None and divisor is None
@@ -508,12 +507,12 @@ def normalise(spec, logits, targets=None, *, axis=-1, class_weight=None, ignore_
             and is_plain_float(label_smoothing, 0.0) and is_plain_float(temperature, 1.0)
             and is_plain_float(z_loss, 0.0) and is_plain_float(upstream, 1.0)):
         found = ready(spec, logits, targets, ignore_index, gamma, sample_weight, reduction, wants_map,
-                      out, out_name, out_dtypes, hessian)
+                      out, out_dtypes, hessian)
         if found is not None:
             return found
     return plain(spec, logits, targets, axis=axis, class_weight=class_weight,
                  ignore_index=ignore_index, label_smoothing=label_smoothing,
                  temperature=temperature, softcap=softcap, z_loss=z_loss, gamma=gamma,
                  sample_weight=sample_weight, reduction=reduction, divisor=divisor,
-                 wants_map=wants_map, out=out, out_name=out_name, out_dtypes=out_dtypes,
+                 wants_map=wants_map, out=out, out_dtypes=out_dtypes,
                  upstream=upstream, hessian=hessian, **more)

@@ -471,7 +471,7 @@ def grad_from_row_stats(
     place = np.where(inside, y - offset, 0).astype(np.intp)
     taken = whole.inputs | ({} if v is None else {"class_weight": np.asarray(class_weight)})
     problem = normalise(SHARE, z, axis=last, temperature=stats.temperature, softcap=softcap,
-                        wants_map=True, out=grad_out, out_name="grad_out", taken=taken)
+                        wants_map=True, out=grad_out, taken=taken)
     with np.errstate(all="ignore"):
         flat = _Flat(stats)
         factor: Any = whole.call.scale

@@ -13,10 +13,10 @@ from softxent.backends._contract import Op
 from softxent.losses._spec import Spec
 
 LOGSUMEXP = Spec("logsumexp", Op.LOGSUMEXP)
-SOFTMAX = Spec("softmax", Op.SOFTMAX)
-LOG_SOFTMAX = Spec("log_softmax", Op.LOG_SOFTMAX)
+SOFTMAX = Spec("softmax", Op.SOFTMAX, output="out")
+LOG_SOFTMAX = Spec("log_softmax", Op.LOG_SOFTMAX, output="out")
 ENTROPY = Spec("softmax_entropy", Op.ENTROPY)
-VJP = Spec("softmax_vjp", Op.SOFTMAX_VJP, argument="probs")
+VJP = Spec("softmax_vjp", Op.SOFTMAX_VJP, argument="probs", output="out")
 TARGET_LOG_PROBS = Spec("target_log_probs", Op.CROSS_ENTROPY, {
     "classes": ("axis", "ignore_index", "temperature", "backend", "n_threads"),
 })

@@ -28,6 +28,8 @@ class Spec:
         it. No targets, for most pieces: empty.
     argument, second
         The first two arguments' names.
+    output
+        That of the array which receives the map, if there is one.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Spec:
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     argument: str = "logits"
     second: str = "targets"
+    output: str = "grad_out"
 
     @functools.cached_property
     def targets(self) -> tuple[str, ...]:

@@ -244,6 +244,6 @@ def cross_entropy_with_grad(
         SPEC, logits, targets, axis=axis, class_weight=class_weight, ignore_index=ignore_index,
         label_smoothing=label_smoothing, temperature=temperature, softcap=softcap, z_loss=z_loss,
         sample_weight=sample_weight, reduction=reduction, divisor=divisor, wants_map=True,
-        out=grad_out, out_name="grad_out", upstream=upstream
+        out=grad_out, upstream=upstream
     )
     return evaluate(problem, backend, n_threads)

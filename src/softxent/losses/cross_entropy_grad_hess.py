@@ -112,7 +112,7 @@ def cross_entropy_grad_hess(
     problem = _small.normalise(SPEC, logits, targets, axis=axis, class_weight=class_weight,
                                ignore_index=ignore_index, label_smoothing=label_smoothing,
                                temperature=temperature, sample_weight=sample_weight,
-                               wants_map=True, out=grad_out, out_name="grad_out",
+                               wants_map=True, out=grad_out,
                                out_dtypes=FLOATS, hessian=(hessian, hess_out))
     rows = None
     if loss_out is not None or hessian == "xgboost-residual":

@@ -210,5 +210,5 @@ def distillation_loss_with_grad(
                         class_weight=class_weight, ignore_index=ignore_index,
                         label_smoothing=label_smoothing, sample_weight=sample_weight,
                         reduction=reduction, divisor=divisor, wants_map=True, out=grad_out,
-                        out_name="grad_out", upstream=upstream)
+                        upstream=upstream)
     return evaluate(problem, backend, n_threads)

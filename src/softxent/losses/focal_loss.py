@@ -193,6 +193,6 @@ def focal_loss_with_grad(
         SPEC, logits, targets, gamma=gamma, axis=axis, class_weight=class_weight,
         ignore_index=ignore_index, temperature=temperature, softcap=softcap, z_loss=z_loss,
         sample_weight=sample_weight, reduction=reduction, divisor=divisor, wants_map=True,
-        out=grad_out, out_name="grad_out", upstream=upstream
+        out=grad_out, upstream=upstream
     )
     return evaluate(problem, backend, n_threads)

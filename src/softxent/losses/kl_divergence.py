@@ -167,5 +167,5 @@ def kl_divergence_with_grad(
     """
     problem = normalise(SPEC, logits, targets, axis=axis, temperature=temperature, softcap=softcap,
                         sample_weight=sample_weight, reduction=reduction, divisor=divisor,
-                        wants_map=True, out=grad_out, out_name="grad_out", upstream=upstream)
+                        wants_map=True, out=grad_out, upstream=upstream)
     return evaluate(problem, backend, n_threads)

@@ -154,6 +154,6 @@ def nll_loss_with_grad(
     problem = _small.normalise(
         SPEC, log_probs, targets, axis=axis, class_weight=class_weight, ignore_index=ignore_index,
         sample_weight=sample_weight, reduction=reduction, divisor=divisor, wants_map=True,
-        out=grad_out, out_name="grad_out", upstream=upstream
+        out=grad_out, upstream=upstream
     )
     return evaluate(problem, backend, n_threads)

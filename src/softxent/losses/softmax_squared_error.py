@@ -174,6 +174,6 @@ def softmax_squared_error_with_grad(
     problem = _small.normalise(
         SPEC, logits, targets, axis=axis, ignore_index=ignore_index, temperature=temperature,
         sample_weight=sample_weight, reduction=reduction, divisor=divisor, wants_map=True,
-        out=grad_out, out_name="grad_out", upstream=upstream
+        out=grad_out, upstream=upstream
     )
     return evaluate(problem, backend, n_threads)
