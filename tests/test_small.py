@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import softxent as sx
-from softxent import _problem, _run, _small, _threads
+from softxent import _plan, _problem, _run, _small, _threads
 from softxent.backends._contract import Op
 from softxent.losses import LOSSES
 
@@ -100,6 +100,45 @@ def test_the_plan_is_the_plain_one(monkeypatch):
             both(monkeypatch, lambda z=z, y=y, g=grad_out: sx.cross_entropy_with_grad(
                 z, y, grad_out=g))
             assert seen[-1] == seen[-2]
+
+
+def test_what_a_plan_goes_by_is_looked_at_in_every_call(monkeypatch):
+    """A call like the one before has its plan, unless something that it goes by has changed."""
+    seen = []
+    execute = _run.execute
+    monkeypatch.setattr(_run, "execute", lambda plan, problem: (
+        seen.append(plan), execute(plan, problem))[1])
+    z, y = arrays(4, 5, "float32")
+
+    def plan(**options):
+        sx.cross_entropy(z, y, **options)
+        return seen[-1]
+
+    first = plan()
+    assert plan() is first
+    assert first.backend != "numpy"
+    assert plan(backend="numpy").backend == "numpy"
+    assert plan(n_threads=1) == first
+    with pytest.raises(TypeError, match="n_threads"):
+        plan(n_threads=True)  # which is 1, and the same object in each call
+    with sx.set_backend("numpy"):
+        assert plan().backend == "numpy"
+    assert plan() == first
+    monkeypatch.setenv("SOFTXENT_BACKEND", "numpy")
+    assert plan().backend == "numpy"
+    monkeypatch.setenv("SOFTXENT_BACKEND", first.backend)
+    assert plan().backend == first.backend
+    monkeypatch.delenv("SOFTXENT_BACKEND")
+    if first.isa in ("v3", "v4"):
+        monkeypatch.setenv("SOFTXENT_MAX_ISA", "v2")
+        assert plan().isa == "v2" or plan().backend != first.backend
+        monkeypatch.delenv("SOFTXENT_MAX_ISA")
+    assert plan() == first
+    before = plan()
+    _plan.forget_plans()
+    assert plan() is not before
+    sx.cross_entropy(*arrays(5, 5, "float32"))
+    assert seen[-1].seconds > before.seconds
 
 
 @pytest.mark.parametrize("name", NAMES)

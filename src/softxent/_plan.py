@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from softxent import _threads
 from softxent._machine import last_level_cache
@@ -34,7 +34,7 @@ class BackendUnavailableError(RuntimeError):
     """The backend that was asked for cannot be used; the message says why, and which can."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Plan:
     """How one call is carried out; `print()` it.
 
@@ -74,6 +74,9 @@ class Plan:
     streams: bool
     seconds: float
     why: dict[str, str]
+    # The kernel that takes `call.h`'s arguments, if there is one: its address; the blocks of all
+    # rows, and the bytes that it has for their sums, or 0.
+    entry: tuple[int, int, int] | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         """Return the plan in lines for people."""
@@ -181,12 +184,16 @@ def select(
     """
     wanted = None if n_threads is None else _threads.check(n_threads)
     # Asking how many threads there are costs more than a small call should.
-    tuning = current()
-    ns = n_rows * tuning.row(key.dtype, n_classes)
-    may = _threads.effective_threads(wanted) if ns >= tuning.parallel_from_ns else 1
+    may = _threads.effective_threads(wanted) if may_share(key, n_rows, n_classes) else 1
     forced = _check_name(requested) or _setting.get()
     get = lookup()
     return _plan(key, n_rows, n_classes, forced, may, (get(_BACKEND), get(_MAX_ISA)))
+
+
+def may_share(key: Key, n_rows: int, n_classes: int) -> bool:
+    """Return whether a call is one for several threads, where there are some."""
+    tuning = current()
+    return n_rows * tuning.row(key.dtype, n_classes) >= tuning.parallel_from_ns
 
 
 _BACKEND = key_of_variable("SOFTXENT_BACKEND")
@@ -230,19 +237,29 @@ def _plan(key: Key, n_rows: int, n_classes: int, forced: str | None, n_threads: 
            and serves.cuts(key))
     if not cut:
         threads = min(threads, max(n_rows, 1))
-    kernel = " ".join(filter(None, (key.op.name.lower(), key.targets, key.dtype, key.order)))
+    what = " ".join(filter(None, (key.op.name.lower(), key.targets, key.dtype, key.order)))
     blocks = -(-n_classes // BLOCK)
     least = (ROWS_TOGETHER if n_classes <= SHORT_ROWS else
              LINE_OF_ROWS if key.order != "C" else 1)
     grain = (_grain(n_rows * blocks, row_ns / blocks, threads, 1) if cut
              else _grain(n_rows, row_ns, threads, least))
-    return Plan(chosen, kernel, serves.isa(), threads, grain, cut, wakes or threads == 1,
-                _streams(key, n_rows, n_classes, tuning), n_rows * row_ns * 1e-9, why)
+    isa = serves.isa()
+    units = n_rows * blocks if cut else 0
+    kernel = serves.kernel(key, isa, units)
+    return Plan(chosen, what, isa, threads, grain, cut, wakes or threads == 1,
+                _streams(key, n_rows, n_classes, tuning), n_rows * row_ns * 1e-9, why,
+                kernel and (kernel[0], units, kernel[1]))
+
+
+#: Another object from when on plans are other ones.
+epoch = object()
 
 
 def forget_plans() -> None:
     """Make later calls plan anew, by another tuning."""
+    global epoch
     _plan.cache_clear()
+    epoch = object()
 
 
 def _streams(key: Key, n_rows: int, n_classes: int, tuning: Tuning) -> bool:

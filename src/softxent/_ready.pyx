@@ -16,8 +16,10 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.math cimport isfinite
 from libc.stdint cimport int32_t, int64_t, uint64_t, uintptr_t
 
+from softxent import _plan
 from softxent._problem import _CHUNK, hessian_rule
 from softxent._problem import normalise as plain
+from softxent._settings import lookup
 from softxent._small import _plain_class_numbers
 from softxent.backends._contract import Key, Op
 
@@ -72,27 +74,61 @@ cnp.import_array()
 # as a thousand of them, and nobody waits for it longer than for a matrix product of NumPy's.
 cdef int64_t KEEPS_LOCK = 8192
 
-#: Operations that calls with class numbers have.
-cdef frozenset _OPS = frozenset((Op.CROSS_ENTROPY, Op.FOCAL, Op.SQUARED_ERROR, Op.NLL))
+#: Operations that calls with class numbers have: a bit for each.
+cdef int64_t _OPS = sum([1 << op for op in (Op.CROSS_ENTROPY, Op.FOCAL, Op.SQUARED_ERROR, Op.NLL)])
 #: Hessians that are maps of the sums: not those made of the gradient.
 cdef frozenset _RULES = frozenset(("diagonal", "xgboost", "lightgbm"))
-cdef dict _keys = {}
-cdef tuple _OF_F32 = ("float32", SX_TYPE_FLOAT | 4)
-cdef tuple _OF_F64 = ("float64", SX_TYPE_FLOAT | 8)
-cdef tuple _OF_F16 = ("float16", SX_TYPE_F16)
-cdef tuple _OF_BF16 = ("bfloat16", SX_TYPE_BF16)
+cdef object _setting = _plan._setting
+cdef object _BACKEND = _plan._BACKEND, _MAX_ISA = _plan._MAX_ISA
+#: A dtype's name in keys, the kernels' number of it, and its own.
+cdef tuple _OF_F32 = ("float32", SX_TYPE_FLOAT | 4, 0)
+cdef tuple _OF_F64 = ("float64", SX_TYPE_FLOAT | 8, 1)
+cdef tuple _OF_F16 = ("float16", SX_TYPE_F16, 2)
+cdef tuple _OF_BF16 = ("bfloat16", SX_TYPE_BF16, 3)
+#: Every `Known` so far, at `known_of`'s number of it.
+cdef list _known = [None] * (32 * len(Op))
 
 
 cdef int32_t never(sx_control *control) noexcept nogil:
     return 0
 
 
-cdef object key_of(object op, object dtype, object order, bint wants_map, bint apart):
+@cython.final
+cdef class Known:
+    """A key that simple calls have, and the plan that its last call of one thread had."""
+
+    cdef readonly object key
+    cdef object plan, requested, n_threads, forced, backend, isa, epoch
+    cdef int64_t n_rows, n_classes
+
+    cdef object plan_of(self, int64_t n_rows, int64_t n_classes, object requested, object n_threads):
+        # `_plan.select`, which need not be asked again while all it goes by is as it was.
+        cdef object get = lookup(), forced = _setting.get(), epoch = _plan.epoch
+        cdef object backend = get(_BACKEND), isa = get(_MAX_ISA)
+        if (n_rows == self.n_rows and n_classes == self.n_classes and requested is self.requested
+                and n_threads is self.n_threads and forced is self.forced
+                and backend is self.backend and isa is self.isa and epoch is self.epoch):
+            return self.plan
+        plan = _plan.select(self.key, n_rows, n_classes, requested, n_threads)
+        if ((requested is None or type(requested) is str)
+                and (n_threads is None or type(n_threads) is int)
+                and not _plan.may_share(self.key, n_rows, n_classes)):
+            self.plan, self.n_rows, self.n_classes = plan, n_rows, n_classes
+            self.requested, self.n_threads, self.forced = requested, n_threads, forced
+            self.backend, self.isa, self.epoch = backend, isa, epoch
+        return plan
+
+
+cdef Known known_of(int op, tuple kind, bint by_class, bint wants_map, bint apart):
     # All that a key of a simple call can be.
-    cdef tuple known = (op, dtype, order, wants_map, apart)
-    found = _keys.get(known)
+    cdef int number = kind[2]
+    cdef Known found
+    number = (((op * 4 + number) * 2 + by_class) * 2 + wants_map) * 2 + apart
+    found = _known[number]
     if found is None:
-        found = _keys[known] = Key(op, dtype, order, wants_map, "classes", apart=apart)
+        found = Known.__new__(Known)
+        found.key = Key(Op(op), kind[0], "F" if by_class else "C", wants_map, "classes", apart=apart)
+        _known[number] = found
     return found
 
 
@@ -110,7 +146,7 @@ cdef inline bint is_matrix(object array, int number, bint by_class):
 
 
 cdef tuple kind_of(cnp.ndarray logits, int number):
-    # The dtype's name in keys, and the kernel's number of it; None: no logits.
+    # None: no logits.
     if number == cnp.NPY_FLOAT:
         return _OF_F32
     if number == cnp.NPY_DOUBLE:
@@ -170,19 +206,13 @@ cdef class Ready:
     cdef cnp.ndarray logits, targets, sample_weight, out
     cdef bint wants_map, given
     cdef double divisor
-    cdef readonly object key
+    cdef Known known
     #: The Hessian, of a call that asked for it and has run.
     cdef readonly cnp.ndarray hess
 
-    @property
-    def n_rows(self):
-        """Number of rows."""
-        return self.call.n_rows
-
-    @property
-    def n_classes(self):
-        """Number of classes."""
-        return self.call.n_classes
+    def plan(self, requested, n_threads):
+        """Return the plan that `_plan.select` makes of the call."""
+        return self.known.plan_of(self.call.n_rows, self.call.n_classes, requested, n_threads)
 
     def plain(self):
         """Return the Problem that the plain `normalise` makes of the call."""
@@ -205,10 +235,12 @@ cdef class Ready:
                  cnp.PyArray_ITEMSIZE(self.logits) == 8)
         return given
 
-    def run(self, tuple found, plan, int64_t units):
-        """Run what `Backend.kernel` found; return what `_run.evaluate` returns. Once."""
+    def run(self, plan):
+        """Run the plan's kernel; return what `_run.evaluate` returns. Once."""
         cdef sx_control control
+        cdef tuple found = plan.entry
         cdef uintptr_t kernel = found[0]
+        cdef int64_t units = found[1]
         cdef int64_t n_threads = plan.n_threads
         cdef uintptr_t *memory = NULL
         cdef cnp.npy_intp n = self.call.n_rows
@@ -244,7 +276,7 @@ cdef class Ready:
             if units:
                 from softxent import _native
 
-                memory = <uintptr_t *>PyMem_RawMalloc(found[1])
+                memory = <uintptr_t *>PyMem_RawMalloc(found[2])
                 if memory == NULL:
                     raise MemoryError(f"no memory for {units} blocks' sums")
                 memory[0] = <uintptr_t>&self.call
@@ -347,7 +379,7 @@ cdef Ready ready(object spec, object logits, object targets, object ignore_index
                  object sample_weight, object reduction, bint wants_map, object out,
                  tuple out_dtypes, tuple hessian):
     # None: not a simple call, or not a valid one.
-    cdef int number
+    cdef int number, op = spec.op
     cdef object hess_out = None
     cdef int64_t ignored = 0, count, n, classes
     cdef bint has_ignore = ignore_index is not None, apart = False, by_class
@@ -371,7 +403,7 @@ cdef Ready ready(object spec, object logits, object targets, object ignore_index
             and cnp.PyArray_TYPE(targets) == cnp.NPY_INT64 and cnp.PyArray_ISCARRAY_RO(targets)
             and cnp.PyArray_DIM(targets, 0) == n):
         return None
-    if spec.op not in _OPS or n == 0 or classes == 0:
+    if not _OPS >> op & 1 or n == 0 or classes == 0:
         return None
     if has_ignore:
         if type(ignore_index) is not int or not -2**63 <= ignore_index < 2**63:
@@ -419,8 +451,8 @@ cdef Ready ready(object spec, object logits, object targets, object ignore_index
     self.out = out
     self.wants_map = wants_map
     self.given = out is not None
-    self.key = key_of(spec.op, kind[0], "F" if by_class else "C", wants_map, apart)
-    self.call.op = spec.op
+    self.known = known_of(op, kind, by_class, wants_map, apart)
+    self.call.op = op
     self.call.n_rows = n
     self.call.n_classes = classes
     self.call.n_axes = 1
@@ -499,10 +531,10 @@ cdef inline bint is_plain_float(object value, double default):
 def normalise(spec, logits, targets=None, *, axis=-1, class_weight=None, ignore_index=-100,
               label_smoothing=0.0, temperature=1.0, softcap=None, z_loss=0.0, gamma=0.0,
               sample_weight=None, reduction="none", divisor=None, wants_map=False, out=None,
-              out_dtypes=(), upstream=1.0, hessian=None, **more):
+              out_dtypes=(), upstream=1.0, hessian=None):
     """Check one call of `spec`: a `Ready` if it is simple, else what the plain `normalise` returns."""
     cdef Ready found
-    if (not more and class_weight is None and divisor is None
+    if (class_weight is None and divisor is None
             and softcap is None and type(axis) is int and axis == -1
             and is_plain_float(label_smoothing, 0.0) and is_plain_float(temperature, 1.0)
             and is_plain_float(z_loss, 0.0) and is_plain_float(upstream, 1.0)):
@@ -515,4 +547,4 @@ def normalise(spec, logits, targets=None, *, axis=-1, class_weight=None, ignore_
                  temperature=temperature, softcap=softcap, z_loss=z_loss, gamma=gamma,
                  sample_weight=sample_weight, reduction=reduction, divisor=divisor,
                  wants_map=wants_map, out=out, out_dtypes=out_dtypes,
-                 upstream=upstream, hessian=hessian, **more)
+                 upstream=upstream, hessian=hessian)

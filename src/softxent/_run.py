@@ -16,7 +16,7 @@ from softxent._plan import Plan, select
 from softxent._problem import Problem, check_soft_targets, classes_last
 from softxent._sums import tree_sum
 from softxent.backends import backend
-from softxent.backends._contract import BLOCK, Op
+from softxent.backends._contract import Op
 
 
 def evaluate(
@@ -31,17 +31,22 @@ def evaluate(
     map
         The array of the logits' shape, or None if the problem does not want one.
     """
-    plan = select(problem.key, problem.n_rows, problem.n_classes, requested, n_threads)
-    return execute(plan, problem)
+    return execute(_plan_of(problem, requested, n_threads), problem)
+
+
+def _plan_of(
+    problem: Problem | _small.Ready, requested: str | None, n_threads: int | None
+) -> Plan:
+    if isinstance(problem, _small.Ready):
+        return problem.plan(requested, n_threads)
+    return select(problem.key, problem.n_rows, problem.n_classes, requested, n_threads)
 
 
 def execute(plan: Plan, problem: Problem | _small.Ready) -> tuple[Any, Any]:
     """Carry `plan` out; see `evaluate`."""
     if isinstance(problem, _small.Ready):
-        units = problem.n_rows * -(-problem.n_classes // BLOCK) if plan.cut else 0
-        kernel = backend(plan.backend).kernel(problem.key, plan.isa, units)
-        if kernel is not None:
-            return problem.run(kernel, plan, units)
+        if plan.entry is not None:
+            return problem.run(plan)
         problem = problem.plain()
     call = problem.call
     keeps_rows = problem.reduction == "none"
@@ -94,12 +99,10 @@ def evaluate_both(
     hessian
         The second problem's map.
     """
-    plan = select(problem.key, problem.n_rows, problem.n_classes, requested, n_threads)
+    plan = _plan_of(problem, requested, n_threads)
     if isinstance(problem, _small.Ready):
-        chosen = backend(plan.backend)
-        kernel = chosen.kernel(problem.key, plan.isa, 0) if chosen.pairs and not plan.cut else None
-        if kernel is not None:
-            return *problem.run(kernel, plan, 0), problem.hess
+        if plan.entry is not None and not plan.cut and backend(plan.backend).pairs:
+            return *problem.run(plan), problem.hess
         problem = problem.plain()
     second = problem.second
     assert second is not None

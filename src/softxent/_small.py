@@ -13,23 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softxent import _problem
+from softxent._plan import Plan
 from softxent._threads import native
 
 
 class Ready:
     """A simple call, checked; of this class, which the compiled one replaces, nothing is."""
 
-    key: Any
     hess: Any
-    n_rows: int
-    n_classes: int
+
+    def plan(self, requested: str | None, n_threads: int | None) -> Plan:
+        """Return the plan that `_plan.select` makes of the call."""
+        raise NotImplementedError
 
     def plain(self) -> _problem.Problem:
         """Return the Problem that the plain `normalise` makes of the call."""
         raise NotImplementedError
 
-    def run(self, kernel: tuple[int, int], plan: Any, units: int) -> tuple[Any, Any]:
-        """Run a kernel; return what `_run.evaluate` returns."""
+    def run(self, plan: Plan) -> tuple[Any, Any]:
+        """Run the plan's kernel; return what `_run.evaluate` returns."""
         raise NotImplementedError
 
 
