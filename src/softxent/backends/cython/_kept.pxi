@@ -14,11 +14,11 @@ cdef inline bint keeps(const sx_call* call) noexcept nogil:
     return call.out_map.rows.data != NULL and call.softcap == 0.0 and call.op != LOG_SOFTMAX
 
 
-cdef inline void keep_rows(Rows* rows, char* kept, int64_t turn, int64_t together,
+cdef inline void keep_rows(Rows* rows, char* kept, int64_t size, int64_t together,
                            real* unused) noexcept nogil:
-    # In the half of `kept` that is this turn's; NULL: nowhere.
-    rows.kept = kept + turn * (SX_KEPT // 2) if kept != NULL else NULL
-    rows.kept_pitch = (SX_KEPT // 2) // (sizeof(real) * together) & ~<int64_t>(LANES - 1)
+    # In `size` bytes at `kept`; NULL: nowhere.
+    rows.kept = kept
+    rows.kept_pitch = size // (<int64_t>sizeof(real) * together) & ~<int64_t>(LANES - 1)
 
 
 cdef inline int64_t kept_power_at(Rows* rows, int64_t j, int64_t k0) noexcept nogil:

@@ -309,10 +309,10 @@ cdef enum:
     # that many further on: lines of as many classes stay in an L2 until they are used.
     FETCHED_CLASSES = 1024
     FETCHED_AHEAD = 32
-    # Blocks whose power is kept: what half of SX_KEPT holds of float32, and a shorter one a row.
-    KEPT_POWERS = 96
-    # Longest stretch of rows (elements) between the passes, where e is kept: a quarter of SX_KEPT, of
-    # float32; and where it is not: half of the smallest usual L1.
+    # Blocks whose power is kept: what SX_KEPT holds of float32, and a shorter one a row.
+    KEPT_POWERS = 184
+    # Longest stretch of rows (elements) between the passes, where e is kept, by trial; and where it is
+    # not: half of the smallest usual L1.
     NEAR_KEPT = 16384
     NEAR = 4096
 
@@ -1103,16 +1103,20 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
             together = min(max(near // classes, 1), GROUP)
         else:
             together = tile_rows(call, unused)
+    in_turn = (in_order and kept != NULL and call.streams and second == NULL
+               and classes * <int64_t>sizeof(real) <= SX_KEPT // 2)
     for turn in range(2):
         rows = &groups[turn]
         rows.count = 0
         rows.e_to = NULL
         rows.half = &half
-        keep_rows(rows, kept, turn, together, unused)
+        if in_turn:
+            keep_rows(rows, kept + turn * (SX_KEPT // 2), SX_KEPT // 2, together, unused)
+        else:
+            keep_rows(rows, kept, SX_KEPT, together, unused)
         for i in range(GROUP):
             rows.focus[i] = 1.0
             rows.pull[i] = 1.0
-    in_turn = in_order and kept != NULL and call.streams and second == NULL
     sx_cursor_start(&cursor, call, lo)
     if second != NULL:
         second.kept = NULL
