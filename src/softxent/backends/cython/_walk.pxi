@@ -280,23 +280,24 @@ cdef enum:
     # that. (EPYC, v4, float32, calls of 1, 8, 9 rows from compiled code: of 64 classes 373, 817 and
     # 2123 ns, of 2 classes 336, 547 and 448; a tile for one row of 64 is 3838. November 2026.)
     FEW = 8
+    LINE = 64
     LANES = 64
     STRIPE = 256       # four lanes' worth: what is summed in the logits' precision
     BLOCK = 1024
     # What a walk needs beside its rows, once a thread (call.h): logits of other layouts in class
     # order, the probabilities that go with them, and some blocks' worth of intermediate results.
-    TILE_BYTES = 66560        # 8 rows of doubles, 16 of floats, of a block and TILE_GAP each
+    TILE_BYTES = 133120       # 16 rows of doubles, 32 of floats, of a block and TILE_GAP each
     TILE_GAP = 16             # rows a power of two apart would share their few places in an L1
     BLOCK_BYTES = 8192        # BLOCK doubles
     ROOM_LOGITS = 0
-    ROOM_SOFT = 66560
-    ROOM_BLOCK = 133120       # converted logits
-    ROOM_CAPPED = 141312      # and these behind the softcap,
-    ROOM_SLOPE = 149504       # with its derivative
-    ROOM_TARGETS = 157696     # a row's probabilities
-    ROOM_MASS = 165888        # times the class weights
-    ROOM_OUT = 174080         # a result that is yet to be made 16-bit
-    ROOM_E = 182272           # a block's e that nobody keeps
+    ROOM_SOFT = 133120
+    ROOM_BLOCK = 266240       # converted logits
+    ROOM_CAPPED = 274432      # and these behind the softcap,
+    ROOM_SLOPE = 282624       # with its derivative
+    ROOM_TARGETS = 290816     # a row's probabilities
+    ROOM_MASS = 299008        # times the class weights
+    ROOM_OUT = 307200         # a result that is yet to be made 16-bit
+    ROOM_E = 315392           # a block's e that nobody keeps
     # How far behind the next block, whose largest is sought meanwhile, is fetched what follows. By
     # trial on a Zen 4, from memory: 0 takes 10 % longer for float and 40 for double, 4,096 and more
     # 5-10 % for float.
@@ -978,9 +979,17 @@ cdef inline int64_t tile_pitch(const sx_call* call) noexcept nogil:
     return min((call.n_classes + TILE_GAP - 1) & ~<int64_t>(TILE_GAP - 1), BLOCK) + TILE_GAP
 
 
+cdef inline bint begin_at_lines(const sx_matrix* matrix) noexcept nogil:
+    return matrix.rows.data == NULL or not (<uint64_t>matrix.rows.data | matrix.class_stride) % LINE
+
+
 cdef inline int64_t tile_rows(const sx_call* call, real* unused) noexcept nogil:
-    # How many rows a tile has: whole squares of them.
-    return min(TILE_BYTES // (tile_pitch(call) * <int64_t>sizeof(real)), GROUP) & ~<int64_t>7
+    # How many rows a tile has: whole squares of them. A class of 16 floats is a line where it begins at
+    # one, which arrays from `malloc` do not: there it is in two, and one of 32 in three.
+    cdef int64_t room = TILE_BYTES
+    if begin_at_lines(&call.logits) and begin_at_lines(&call.out_map):
+        room = TILE_BYTES // 2
+    return min(room // (tile_pitch(call) * <int64_t>sizeof(real)), GROUP) & ~<int64_t>7
 
 
 cdef bint needs_logits(const sx_call* call, Rows* rows, int64_t k0, int64_t length,

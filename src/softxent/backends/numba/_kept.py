@@ -8,7 +8,7 @@ from __future__ import annotations
 from softxent.backends.numba._jit import inlined
 from softxent.backends.numba._rows import BLOCK, LANES, LOG_SOFTMAX, is_single, is_squared
 
-KEPT = 262144  # bytes a walk; a row of 65,536 float32
+KEPT = 622592  # bytes a walk; a row of 155,648 float32
 # Longest stretch of rows (elements) between the passes, where e is kept.
 NEAR_KEPT = 16384
 

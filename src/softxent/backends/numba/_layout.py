@@ -106,8 +106,8 @@ class Moments(ctypes.Structure):
     _fields_ = [(name, c_double * GROUP) for name in ("mass", "mass_carry", "gap", "gap_carry")]
 
 
-# Blocks whose power is kept: 64 of float32 (`_kept.py`, KEPT), and a shorter one a row.
-KEPT_POWERS = 64 + GROUP
+# Blocks whose power is kept: 152 of float32 (`_kept.py`, KEPT), and a shorter one a row.
+KEPT_POWERS = 152 + GROUP
 
 
 class Rows(ctypes.Structure):

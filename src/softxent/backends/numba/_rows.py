@@ -83,17 +83,17 @@ LINE = 64
 AHEAD = 2048  # how far behind the next block is fetched what follows (bytes): as in `_walk.pxi`
 # What a walk needs beside its rows (bytes): logits of other layouts in class order, the
 # probabilities that go with them, and some blocks' worth of intermediate results.
-TILE_BYTES = 66560  # 8 rows of doubles, 16 of floats, of a block and TILE_GAP each
+TILE_BYTES = 133120  # 16 rows of doubles, 32 of floats, of a block and TILE_GAP each
 TILE_GAP = 16  # rows a power of two apart would share their few places in an L1
 ROOM_LOGITS = 0
-ROOM_SOFT = 66560
-ROOM_BLOCK = 133120  # converted logits
-ROOM_CAPPED = 141312  # and these behind the softcap,
-ROOM_SLOPE = 149504  # with its derivative
-ROOM_TARGETS = 157696  # a row's probabilities
-ROOM_MASS = 165888  # times the class weights
-ROOM_OUT = 174080  # a result that is yet to be made 16-bit
-ROOM = 182272
+ROOM_SOFT = 133120
+ROOM_BLOCK = 266240  # converted logits
+ROOM_CAPPED = 274432  # and these behind the softcap,
+ROOM_SLOPE = 282624  # with its derivative
+ROOM_TARGETS = 290816  # a row's probabilities
+ROOM_MASS = 299008  # times the class weights
+ROOM_OUT = 307200  # a result that is yet to be made 16-bit
+ROOM = 315392
 # Class-major rows up to here are fetched with the rows before them, of longer ones the classes that
 # many further on: as in `_walk.pxi`.
 FETCHED_CLASSES, FETCHED_AHEAD = 1024, 32

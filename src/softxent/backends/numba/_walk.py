@@ -350,6 +350,21 @@ def tile_pitch(call):
     return lesser((call.n_classes + (TILE_GAP - 1)) // TILE_GAP * TILE_GAP, BLOCK) + TILE_GAP
 
 
+@inlined
+def begin_at_lines(matrix):
+    return matrix.rows.data == 0 or (matrix.rows.data | matrix.class_stride) % LINE == 0
+
+
+@inlined
+def tile_rows(call, zero):
+    # How many rows a tile has: whole squares of them, more where classes do not begin at lines.
+    size = 4 if is_single(zero) else 8
+    room = TILE_BYTES
+    if begin_at_lines(call.logits) and begin_at_lines(call.out_map):
+        room = TILE_BYTES // 2
+    return lesser(room // (tile_pitch(call) * size), GROUP) // 8 * 8
+
+
 @part
 def needs_logits(call, rows, k0, length, zero):
     # Whether the map of some rows' block is made of more than the e that are kept. What the tile
@@ -589,9 +604,7 @@ def walk(call, lo, hi, zero, scale, control, cursor, rows, room):
             kept = address_of(moved(room, AT_KEPT))
         together = lesser(greater(near // classes, 1), GROUP)
     else:
-        # Whole squares of them.
-        size = 4 if is_single(zero) else 8
-        together = lesser(TILE_BYTES // (tile_pitch(call) * size), GROUP) // 8 * 8
+        together = tile_rows(call, zero)
         if keeps(call):
             kept = address_of(moved(room, AT_KEPT))
     keep_rows(rows, kept, together, zero)
