@@ -14,11 +14,12 @@ cdef inline bint keeps(const sx_call* call) noexcept nogil:
     return call.out_map.rows.data != NULL and call.softcap == 0.0 and call.op != LOG_SOFTMAX
 
 
-cdef inline void keep_rows(Rows* rows, char* kept, int64_t size, int64_t together,
+cdef inline void keep_rows(Rows* rows, char* kept, int64_t size, int64_t together, int64_t classes,
                            real* unused) noexcept nogil:
     # In `size` bytes at `kept`; NULL: nowhere.
     rows.kept = kept
-    rows.kept_pitch = size // (<int64_t>sizeof(real) * together) & ~<int64_t>(LANES - 1)
+    rows.kept_pitch = min(size // (<int64_t>sizeof(real) * together) & ~<int64_t>(LANES - 1),
+                          whole_lanes(classes))
 
 
 cdef inline int64_t kept_power_at(Rows* rows, int64_t j, int64_t k0) noexcept nogil:

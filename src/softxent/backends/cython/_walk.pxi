@@ -1120,9 +1120,9 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
         rows.e_to = NULL
         rows.half = &half
         if in_turn:
-            keep_rows(rows, kept + turn * (SX_KEPT // 2), SX_KEPT // 2, together, unused)
+            keep_rows(rows, kept + turn * (SX_KEPT // 2), SX_KEPT // 2, together, classes, unused)
         else:
-            keep_rows(rows, kept, SX_KEPT, together, unused)
+            keep_rows(rows, kept, SX_KEPT, together, classes, unused)
         for i in range(GROUP):
             rows.focus[i] = 1.0
             rows.pull[i] = 1.0
