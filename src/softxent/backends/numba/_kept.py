@@ -6,6 +6,7 @@ By blocks over their own powers, which an exact shift makes the row's.
 from __future__ import annotations
 
 from softxent.backends.numba._jit import inlined
+from softxent.backends.numba._load import lesser
 from softxent.backends.numba._rows import BLOCK, LANES, LOG_SOFTMAX, is_single, is_squared
 
 KEPT = 622592  # bytes a walk; a row of 155,648 float32
@@ -26,11 +27,11 @@ def keeps(call):
 
 
 @inlined
-def keep_rows(rows, kept, together, zero):
+def keep_rows(rows, kept, together, classes, zero):
     # kept: an address; 0: nowhere.
     size = 4 if is_single(zero) else 8
     rows.kept = kept
-    rows.kept_pitch = KEPT // (size * together) // LANES * LANES
+    rows.kept_pitch = lesser(KEPT // (size * together), classes + (LANES - 1)) // LANES * LANES
 
 
 @inlined

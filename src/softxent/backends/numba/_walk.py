@@ -607,7 +607,7 @@ def walk(call, lo, hi, zero, scale, control, cursor, rows, room):
         together = tile_rows(call, zero)
         if keeps(call):
             kept = address_of(moved(room, AT_KEPT))
-    keep_rows(rows, kept, together, zero)
+    keep_rows(rows, kept, together, classes, zero)
     for j in range(GROUP):
         rows.focus[j] = 1.0
         rows.pull[j] = 1.0
