@@ -6,8 +6,8 @@
 #   SPLIT_START     rows are loaded
 #   SPLIT_REDUCE    unit u: block u mod B of row u / B, B blocks a row; its sums into parts[u]
 #   SPLIT_HEAD      blocks are merged, rows' heads
-#   SPLIT_MAP       unit u: that block of the map, made of the reduce's e where those are in the output:
-#                   it is no more than a product then
+#   SPLIT_MAP       unit u: that block of the map, made of the reduce's e where those were kept: it is no
+#                   more than a product then
 #   SPLIT_END       rows that the map leaves out, entries that are stored last
 
 cdef enum:
@@ -23,11 +23,15 @@ cdef struct Part:
     double e_top
     double rest
 
+# What is kept of the e of each thread, of which there are two at least.
+cdef enum:
+    SPLIT_KEPT = 2 * SX_KEPT
+
 cdef struct Split:
     const sx_call* call
     int64_t stage
     Rows rows
-    Part parts[1]   # as many as there are units
+    Part parts[1]   # as many as there are units; behind them is room for e, if there is a map
 
 
 cdef void start_fresh(Rows* rows, int64_t count) noexcept nogil:
@@ -49,13 +53,25 @@ cdef void start_fresh(Rows* rows, int64_t count) noexcept nogil:
         rows.e_top[j] = 0.0
 
 
-cdef inline real* split_e(const sx_call* call, Split* split, int64_t j, int64_t k0, int64_t length,
-                          real* unused) noexcept nogil:
-    # The block's place in the output, if its e may go there; NULL: no.
-    if (not keeps(call) or call.out_map.direct != SX_IN_PLACE or split.rows.g[j] == split.rows.z[j]
-            or k0 + whole_lanes(length) > call.n_classes):
+cdef inline int64_t split_kept(int64_t units, int64_t size) noexcept nogil:
+    # Bytes for the e of the first units.
+    return min(units * BLOCK * size, SPLIT_KEPT)
+
+
+cdef inline real* split_e(const sx_call* call, Split* split, int64_t u, int64_t j, int64_t k0,
+                          int64_t length, real* unused) noexcept nogil:
+    # Where the unit's e are: in the output, if that is none of the logits and has the block's room, or
+    # behind the parts; NULL: nowhere.
+    cdef int64_t units = call.n_rows * blocks_of(call.n_classes)
+    cdef int64_t block = BLOCK * sizeof(real)
+    if not keeps(call):
         return NULL
-    return <real*>split.rows.g[j] + k0
+    if (call.out_map.direct == SX_IN_PLACE and split.rows.g[j] != split.rows.z[j]
+            and k0 + whole_lanes(length) <= call.n_classes):
+        return <real*>split.rows.g[j] + k0
+    if (u + 1) * block > split_kept(units, sizeof(real)):
+        return NULL
+    return <real*>(<char*>&split.parts[units] + u * block)
 
 
 cdef int split_reduce(const sx_call* call, Split* split, int64_t lo, int64_t hi, sx_control* control,
@@ -77,7 +93,7 @@ cdef int split_reduce(const sx_call* call, Split* split, int64_t lo, int64_t hi,
             continue
         start_fresh(&one, 1)
         one.y[0] = split.rows.y[j]
-        one.e_to = <char*>split_e(call, split, j, k0, length, unused)
+        one.e_to = <char*>split_e(call, split, u, j, k0, length, unused)
         x = row_block(call, &split.rows, j, k0, length, <real*>(room + ROOM_BLOCK), &top)
         if call.logits.direct != SX_SIXTEEN:
             top = block_top(x, length)
@@ -127,20 +143,26 @@ cdef int split_map(const sx_call* call, Split* split, int64_t lo, int64_t hi, sx
     cdef sx_unit unit
     cdef Place at
     cdef real* e
+    cdef real* out
+    cdef char* to
     cdef double steps
     cdef int64_t u, length, blocks = blocks_of(call.n_classes)
     for u in range(lo, hi):
         at.j = u // blocks
         at.k0 = (u - at.j * blocks) * BLOCK
         length = block_length(at.k0, call.n_classes)
-        e = split_e(call, split, at.j, at.k0, length, unused)
+        e = split_e(call, split, u, at.j, at.k0, length, unused)
         steps = split.parts[u].n - split.rows.n[at.j]
         if (e != NULL and split.rows.lane[at.j] == FAST and split.parts[u].top > -INFINITY
                 and is_narrow(split.rows.a[at.j]) and least_shift(unused) <= steps <= 0.0):
+            to = split.rows.g[at.j] + at.k0 * call.out_map.class_stride
+            out = <real*>to if call.out_map.direct == SX_IN_PLACE else e
             if real is float:
-                sx_scale_run_f32(e, <float>sx_pow2(steps), <float>split.rows.a[at.j], length, e)
+                sx_scale_run_f32(e, <float>sx_pow2(steps), <float>split.rows.a[at.j], length, out)
             else:
-                sx_scale_run_f64(e, sx_pow2(steps), split.rows.a[at.j], length, e)
+                sx_scale_run_f64(e, sx_pow2(steps), split.rows.a[at.j], length, out)
+            if out == e and to != <char*>e:
+                store_block(&call.out_map, to, length, <const real*>e)
             if sx_tick(control, length):
                 return SX_STOPPED
             continue
