@@ -98,6 +98,37 @@ def test_same_bits_past_the_caches(dtype):
                 assert (room[shift + n * c :] == 7).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_same_bits_of_class_major_rows_from_anywhere_in_a_line(dtype):
+    """Groups and threads' ranges begin at lines, wherever arrays do; nothing else is written."""
+    line = 64 // np.dtype(dtype).itemsize
+    for n, c in ((64, 65), (96, 200), (80, 1500), (112, 11_000), (71, 130)):
+        z = special((4 * RNG.standard_normal((n, c))).astype(dtype))
+        y = RNG.integers(0, c, n)
+        y[5] = -100
+        wanted = sx.cross_entropy_with_grad(z, y, n_threads=1, reduction="none")
+        for shift, out_shift in ((0, 0), (4, 4), (4, 6), (line - 1, line - 1), (1, None)):
+            source = np.full(n * c + 40, 7, dtype)
+            logits = source[shift : shift + n * c].reshape(c, n).T
+            room, out = source, logits
+            if out_shift is not None:
+                room = np.full(n * c + 40, 7, dtype)
+                out = room[out_shift : out_shift + n * c].reshape(c, n).T
+            for k in (1, 3):
+                logits[...] = z
+                rows, grad = sx.cross_entropy_with_grad(logits, y, grad_out=out, n_threads=k,
+                                                        reduction="none")
+                assert rows.tobytes() == wanted[0].tobytes()
+                assert np.array(grad, order="C").tobytes() == wanted[1].tobytes()
+                start = shift if out_shift is None else out_shift
+                assert (room[:start] == 7).all()
+                assert (room[start + n * c :] == 7).all()
+                alone = sx.cross_entropy(source[shift : shift + n * c].reshape(c, n).T if room
+                                         is not source else np.asfortranarray(z), y, n_threads=k,
+                                         reduction="none")
+                assert alone.tobytes() == wanted[0].tobytes()
+
+
 def test_kept_e_is_one_walks_at_a_time():
     """A signal handler's own call, in the middle of another's walk, does without."""
     import signal

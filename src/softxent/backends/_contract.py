@@ -214,7 +214,8 @@ class Call:
 class Native(NamedTuple):
     """A kernel as the pool calls it: `int64_t f(void *args, int64_t lo, int64_t hi, sx_control *)`.
 
-    `owner` keeps the memory behind `args` alive.
+    A run's ranges are all its rows, once each: a kernel may move the bounds between them, all
+    alike. `owner` keeps the memory behind `args` alive.
     """
 
     function: int

@@ -104,7 +104,9 @@ class Cython(Backend):
         """Return the walk's address, and the bytes of its arguments if it cuts rows."""
         _, kernels, split_kernels, split_bytes = _binder(isa)
         size = 8 if key.dtype == "float64" else 4
-        return (split_kernels[size], split_bytes(units, key.wants_map)) if units else (kernels[size], 0)
+        if units:
+            return split_kernels[size], split_bytes(units, key.wants_map)
+        return kernels[size], 0
 
     def cuts(self, key: Key) -> bool:
         """Return whether a row's value is its target's alone, or a piece's; classes are near."""

@@ -63,20 +63,21 @@ cdef inline int64_t fetched_ahead(const sx_call* call, const sx_matrix* matrix,
 cdef void gather(const sx_matrix* matrix, char** rows, int64_t count, int64_t k0, int64_t length,
                  int64_t row_pitch, int64_t class_pitch, int64_t ahead, real* tile) noexcept nogil:
     # Classes k0 .. k0 + length of some rows: class k0 + k of row j to j row_pitch + k class_pitch.
-    cdef int64_t j, k, done = 0, stride = matrix.class_stride
+    cdef int64_t j, k, done = 0, whole = 0, stride = matrix.class_stride
     cdef real block[SMALL]
     cdef const real* p
     if matrix.direct == SX_STRIDED and are_neighbours(rows, count, sizeof(real)):
-        if class_pitch == 1 and count % 8 == 0:
+        if class_pitch == 1:
+            whole = count & ~<int64_t>7
             if real is float:
-                done = sx_rows_of_classes_f32(rows[0] + k0 * stride, stride, count, length, row_pitch,
+                done = sx_rows_of_classes_f32(rows[0] + k0 * stride, stride, whole, length, row_pitch,
                                               ahead, tile)
             else:
-                done = sx_rows_of_classes_f64(rows[0] + k0 * stride, stride, count, length, row_pitch,
+                done = sx_rows_of_classes_f64(rows[0] + k0 * stride, stride, whole, length, row_pitch,
                                               ahead, tile)
-        for k in range(done, length):
+        for k in range(done if whole == count else 0, length):
             p = <const real*>(rows[0] + (k0 + k) * stride)
-            for j in range(count):
+            for j in range(whole if k < done else 0, count):
                 tile[j * row_pitch + k * class_pitch] = p[j]
         return
     if class_pitch == GROUP:
@@ -102,7 +103,7 @@ cdef void scatter(const sx_matrix* matrix, char** rows, int64_t count, int64_t k
                   int64_t row_pitch, int64_t class_pitch, int64_t ahead,
                   const real* tile) noexcept nogil:
     # The way back.
-    cdef int64_t j, k, done = 0, stride = matrix.class_stride
+    cdef int64_t j, k, done = 0, whole = 0, stride = matrix.class_stride
     cdef real block[SMALL]
     cdef real* p
     cdef float* single
@@ -119,16 +120,17 @@ cdef void scatter(const sx_matrix* matrix, char** rows, int64_t count, int64_t k
                                                                              + k * class_pitch]
         return
     if matrix.direct == SX_STRIDED and are_neighbours(rows, count, sizeof(real)):
-        if class_pitch == 1 and count % 8 == 0:
+        if class_pitch == 1:
+            whole = count & ~<int64_t>7
             if real is float:
-                done = sx_classes_of_rows_f32(tile, row_pitch, count, length, rows[0] + k0 * stride,
+                done = sx_classes_of_rows_f32(tile, row_pitch, whole, length, rows[0] + k0 * stride,
                                               stride, ahead)
             else:
-                done = sx_classes_of_rows_f64(tile, row_pitch, count, length, rows[0] + k0 * stride,
+                done = sx_classes_of_rows_f64(tile, row_pitch, whole, length, rows[0] + k0 * stride,
                                               stride, ahead)
-        for k in range(done, length):
+        for k in range(done if whole == count else 0, length):
             p = <real*>(rows[0] + (k0 + k) * stride)
-            for j in range(count):
+            for j in range(whole if k < done else 0, count):
                 p[j] = tile[j * row_pitch + k * class_pitch]
         return
     if class_pitch == GROUP:

@@ -174,6 +174,12 @@ cdef extern from "exp_block.h" nogil:
                                    float* to)
     int64_t sx_exp_times_fours_f64(const double* x, int64_t length, double k, double low, double a,
                                    double* to)
+    void sx_exp_times_classes_f32(const char* at, int64_t stride, int64_t count, int64_t length,
+                                  const float* k, const float* low, const float* a, char* to,
+                                  int64_t to_stride, int64_t ahead, int64_t to_ahead)
+    void sx_exp_times_classes_f64(const char* at, int64_t stride, int64_t count, int64_t length,
+                                  const double* k, const double* low, const double* a, char* to,
+                                  int64_t to_stride, int64_t ahead, int64_t to_ahead)
     void sx_top_columns_f32(const float* x, int64_t classes, float* tops, float* places)
     void sx_top_columns_f64(const double* x, int64_t classes, double* tops, double* places)
     void sx_exp_and_sum_columns_f32(const float* x, int64_t classes, const float* k, const float* low,
@@ -979,15 +985,28 @@ cdef inline int64_t tile_pitch(const sx_call* call) noexcept nogil:
     return min((call.n_classes + TILE_GAP - 1) & ~<int64_t>(TILE_GAP - 1), BLOCK) + TILE_GAP
 
 
-cdef inline bint begin_at_lines(const sx_matrix* matrix) noexcept nogil:
-    return matrix.rows.data == NULL or not (<uint64_t>matrix.rows.data | matrix.class_stride) % LINE
+cdef inline bint begins_at_line(const sx_matrix* matrix, int64_t rows, real* unused) noexcept nogil:
+    # Whether so many rows are where a line ends, in each class.
+    cdef uint64_t at = <uint64_t>matrix.rows.data + rows * sizeof(real)
+    return matrix.rows.data == NULL or not (at | matrix.class_stride) % LINE
 
 
-cdef inline int64_t tile_rows(const sx_call* call, real* unused) noexcept nogil:
-    # How many rows a tile has: whole squares of them. A class of 16 floats is a line where it begins at
-    # one, which arrays from `malloc` do not: there it is in two, and one of 32 in three.
+cdef inline int64_t rows_to_line(const sx_call* call, real* unused) noexcept nogil:
+    # How many rows of class-major logits come before a line, in each class: arrays from `malloc` do not
+    # begin at one. None where a group more would cost more than it gains.
+    if (call.logits.direct != SX_STRIDED or call.n_axes != 1 or call.logits.class_stride % LINE
+            or call.logits.rows.strides[0] != sizeof(real)
+            or call.n_rows < 2 * GROUP or call.n_classes <= SMALL):
+        return 0
+    return <int64_t>(-<uint64_t>call.logits.rows.data % LINE // sizeof(real))
+
+
+cdef inline int64_t tile_rows(const sx_call* call, int64_t before, real* unused) noexcept nogil:
+    # How many rows a tile has behind the first `before`: whole squares of them. A class of 16 floats is
+    # a line where it begins at one; elsewhere it is in two, and one of 32 in three.
     cdef int64_t room = TILE_BYTES
-    if begin_at_lines(&call.logits) and begin_at_lines(&call.out_map):
+    if (begins_at_line(&call.logits, before, unused)
+            and begins_at_line(&call.out_map, before, unused)):
         room = TILE_BYTES // 2
     return min(room // (tile_pitch(call) * <int64_t>sizeof(real)), GROUP) & ~<int64_t>7
 
@@ -1004,12 +1023,60 @@ cdef bint needs_logits(const sx_call* call, Rows* rows, int64_t k0, int64_t leng
     return False
 
 
+cdef inline bint is_by_class(const sx_call* call, const scaling* scale, real* unused) noexcept nogil:
+    # Whether the map of class-major rows is e times a row's factor, and is made where the logits are: of
+    # floats whose exp takes less time than a tile of kept e, and of doubles where those have no room.
+    return (scaling is sx_unit and SX_HAS_EXP_BLOCK and keeps(call) and is_plain(call)
+            and not is_squared(call) and call.op != NLL and call.logits.direct == SX_STRIDED
+            and call.out_map.direct == SX_STRIDED
+            and (real is float or call.n_classes * LINE > SX_KEPT))
+
+
+cdef bint map_by_class(const sx_call* call, Rows* rows, const scaling* scale, sx_control* control,
+                       int* stopped, real* unused) noexcept nogil:
+    # Vectors of rows instead of tiles; False: not of these rows.
+    cdef real k[GROUP]
+    cdef real low[GROUP]
+    cdef real a[GROUP]
+    cdef int64_t j, b, k0, length, count = rows.count, classes = call.n_classes
+    cdef int64_t stride = call.logits.class_stride, to_stride = call.out_map.class_stride
+    cdef int64_t ahead = fetched_ahead(call, &call.logits, count)
+    cdef int64_t to_ahead = fetched_ahead(call, &call.out_map, count)
+    if (not is_by_class(call, scale, unused) or count * <int64_t>sizeof(real) % LINE
+            or not are_neighbours(rows.z, count, sizeof(real))
+            or not are_neighbours(rows.g, count, sizeof(real))):
+        return False
+    for j in range(count):
+        k[j] = low[j] = a[j] = 0
+        if rows.lane[j] == FAST and is_narrow(rows.a[j]):
+            power_of(rows.n[j], &k[j], &low[j], scale)
+            a[j] = <real>rows.a[j]
+        elif rows.lane[j] == FAST or rows.lane[j] == SLOW:
+            return False
+    for b in range(blocks_of(classes)):
+        k0 = b * BLOCK
+        length = block_length(k0, classes)
+        if real is float:
+            sx_exp_times_classes_f32(rows.z[0] + k0 * stride, stride, count, length, k, low, a,
+                                     rows.g[0] + k0 * to_stride, to_stride, ahead, to_ahead)
+        else:
+            sx_exp_times_classes_f64(rows.z[0] + k0 * stride, stride, count, length, k, low, a,
+                                     rows.g[0] + k0 * to_stride, to_stride, ahead, to_ahead)
+        stopped[0] = sx_tick(control, count * length)
+        if stopped[0]:
+            break
+    return True
+
+
 cdef int map_tiles(const sx_call* call, Rows* rows, const scaling* scale, const sx_scale* half,
                    sx_control* control, char* room, real* unused) noexcept nogil:
     cdef int64_t j, b, k0, length, classes = call.n_classes, pitch = tile_pitch(call)
     cdef real* tile = <real*>(room + ROOM_LOGITS)
     cdef real* soft = <real*>(room + ROOM_SOFT)
     cdef bint has_soft = call.soft.rows.data != NULL
+    cdef int stopped = 0
+    if map_by_class(call, rows, scale, control, &stopped, unused):
+        return stopped or finish_map(call, rows, scale, control)
     for b in range(blocks_of(classes)):
         k0 = b * BLOCK
         length = block_length(k0, classes)
@@ -1091,19 +1158,25 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
     cdef Place start = Place(0, 0)
     cdef char* room = sx_room()
     cdef char* kept = NULL
-    cdef int64_t i, together, near, turn = 0, classes = call.n_classes
+    cdef int64_t i, count, together, near, turn = 0, classes = call.n_classes
+    cdef int64_t before = rows_to_line(call, unused)
     cdef bint in_order = (
         call.logits.direct in (SX_IN_PLACE, SX_SIXTEEN)
         and (call.out_map.rows.data == NULL or call.out_map.direct in (SX_IN_PLACE, SX_SIXTEEN))
         and (call.second == NULL or call.second.out_map.direct in (SX_IN_PLACE, SX_SIXTEEN)))
     cdef bint in_turn
     cdef int stopped = 0
+    # All that many rows further on, and the first piece takes them, too: groups begin at lines then,
+    # and no line is two threads'.
+    if lo > 0:
+        lo = min(lo + before, call.n_rows)
+    hi = min(hi + before, call.n_rows)
     if call.softcap != 0.0:
         sx_scale_by(&half, 0.5 * call.softcap)
     if classes <= SMALL:
         together = GROUP
     else:
-        if keeps(call) and call.op != NLL:
+        if keeps(call) and call.op != NLL and (in_order or not is_by_class(call, scale, unused)):
             kept = sx_kept_take()
         if in_order and call.out_map.rows.data == NULL:
             together = GROUP    # no map that would have to find them near
@@ -1111,7 +1184,7 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
             near = NEAR if kept == NULL else NEAR_KEPT
             together = min(max(near // classes, 1), GROUP)
         else:
-            together = tile_rows(call, unused)
+            together = tile_rows(call, before, unused)
     in_turn = (in_order and kept != NULL and call.streams and second == NULL
                and classes * <int64_t>sizeof(real) <= SX_KEPT // 2)
     for turn in range(2):
@@ -1135,7 +1208,8 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
     while i < hi and not stopped:
         rows = &groups[turn]
         sx_float_subnormals(True)
-        load_rows(call, &cursor, rows, together if hi - i > together else hi - i)
+        count = before if i == 0 and before > 0 else together
+        load_rows(call, &cursor, rows, min(count, hi - i))
         if second != NULL:
             load_rows(call.second, &second_cursor, second, rows.count)
         sx_float_subnormals(False)

@@ -143,6 +143,10 @@ SX_INLINE double sx_fold_vectors(__m256d *v, int count)
 #define sx_exp_fours_f64(x, length, k, low, e) 0
 #define sx_exp_times_fours_f32(x, length, k, low, a, to) 0
 #define sx_exp_times_fours_f64(x, length, k, low, a, to) 0
+#define sx_exp_times_classes_f32(at, stride, count, length, k, low, a, to, to_stride, ahead, to_ahead) \
+    (void)0
+#define sx_exp_times_classes_f64(at, stride, count, length, k, low, a, to, to_stride, ahead, to_ahead) \
+    (void)0
 #define sx_top_columns_f32(x, classes, tops, places) (void)0
 #define sx_top_columns_f64(x, classes, tops, places) (void)0
 #define sx_exp_and_sum_columns_f32(x, classes, k, low, places, targets, e, rest, carry, e_places) (void)0

@@ -41,6 +41,50 @@ SX_INLINE int64_t SX_OF(sx_exp_times_fours)(const SX_REAL *x, int64_t length, SX
     return j;
 }
 
+/* Class-major: of the `count` rows side by side at `at`, a multiple of two vectors, and of `length`
+   classes `stride` bytes apart, e a to `to`, the same memory or apart: each row has a k, a low and an a.
+   What lies `ahead` and `to_ahead` bytes behind either is fetched. */
+SX_INLINE void SX_OF(sx_exp_times_some)(const char *at, int64_t stride, int64_t length,
+                                        const SX_REAL *k, const SX_REAL *low, const SX_REAL *a, char *to,
+                                        int64_t to_stride, int64_t ahead, int64_t to_ahead,
+                                        const int vectors)
+{
+    SX_VECTOR of_k[4], of_low[4], of_a[4], v[4];
+    int64_t c;
+    int i;
+    SX_EACH of_k[i] = SX_DO(loadu)(k + i % vectors * SX_WIDTH);
+    SX_EACH of_low[i] = SX_DO(loadu)(low + i % vectors * SX_WIDTH);
+    SX_EACH of_a[i] = SX_DO(loadu)(a + i % vectors * SX_WIDTH);
+    for (c = 0; c < length; c += 4 / vectors) {
+        const char *from[4];
+        char *into[4];
+        SX_EACH {
+            /* Of an odd number of classes the last one twice. */
+            int64_t of = c + i / vectors < length ? c + i / vectors : length - 1;
+            from[i] = at + of * stride + i % vectors * (int64_t)sizeof(SX_VECTOR);
+            into[i] = to + of * to_stride + i % vectors * (int64_t)sizeof(SX_VECTOR);
+        }
+        SX_EACH __builtin_prefetch(from[i] + ahead, 0, 2);
+        SX_EACH __builtin_prefetch(into[i] + to_ahead, 1, 2);
+        SX_EACH v[i] = SX_DO(loadu)((const SX_REAL *)from[i]);
+        SX_OF(sx_exp_vectors)(v, of_k, of_low, v);
+        SX_EACH SX_DO(storeu)((SX_REAL *)into[i], SX_DO(fmadd)(v[i], of_a[i], SX_DO(setzero)()));
+    }
+}
+
+static void SX_OF(sx_exp_times_classes)(const char *at, int64_t stride, int64_t count, int64_t length,
+                                        const SX_REAL *k, const SX_REAL *low, const SX_REAL *a, char *to,
+                                        int64_t to_stride, int64_t ahead, int64_t to_ahead)
+{
+    int64_t j = 0;
+    for (; j + 4 * SX_WIDTH <= count; j += 4 * SX_WIDTH)
+        SX_OF(sx_exp_times_some)(at + j * sizeof(SX_REAL), stride, length, k + j, low + j, a + j,
+                                 to + j * sizeof(SX_REAL), to_stride, ahead, to_ahead, 4);
+    for (; j < count; j += 2 * SX_WIDTH)
+        SX_OF(sx_exp_times_some)(at + j * sizeof(SX_REAL), stride, length, k + j, low + j, a + j,
+                                 to + j * sizeof(SX_REAL), to_stride, ahead, to_ahead, 2);
+}
+
 /* Classes side by side for 32 rows: each row's largest (-inf if there is none; a NaN takes no part) and
    its first place. */
 static void SX_OF(sx_top_columns)(const SX_REAL *x, int64_t classes, SX_REAL *tops, SX_REAL *places)
