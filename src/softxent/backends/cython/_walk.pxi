@@ -903,11 +903,40 @@ cdef int map_next(const sx_call* call, Rows* rows, Place* at, const scaling* sca
     return sx_tick(control, length)
 
 
+cdef inline bint are_kept_alone(const sx_call* call) noexcept nogil:
+    # Whether rows of a block are mapped as `map_next` would, which asks more than there is to do.
+    return (call.n_classes <= BLOCK and keeps(call) and is_plain(call) and not is_squared(call)
+            and call.out_map.direct == SX_IN_PLACE and not call.streams)
+
+
+cdef inline bint map_kept(const sx_call* call, Rows* rows, int64_t j, real* unused) noexcept nogil:
+    # A row whose map is its kept e times a number; False: of another kind.
+    cdef int64_t classes = call.n_classes
+    cdef real* e = kept_block(rows, j, 0, classes, unused)
+    cdef double steps
+    if e == NULL or rows.lane[j] != FAST or not is_narrow(rows.a[j]):
+        return False
+    steps = kept_steps(rows, j, 0)
+    if not least_shift(unused) <= steps <= 0.0:
+        return False
+    if real is float:
+        sx_scale_run_f32(e, <float>sx_pow2(steps), <float>rows.a[j], classes, <float*>rows.g[j])
+    else:
+        sx_scale_run_f64(e, sx_pow2(steps), rows.a[j], classes, <double*>rows.g[j])
+    return True
+
+
 cdef int map_rest(const sx_call* call, Rows* rows, Place* at, const scaling* scale,
                   const sx_scale* half, sx_control* control, char* room,
                   real* unused) noexcept nogil:
     # What is left of the map, rows that it leaves out, and the entries that are stored last.
+    cdef bint are_short = are_kept_alone(call)
     while at.j < rows.count:
+        if are_short and map_kept(call, rows, at.j, unused):
+            at.j += 1
+            if sx_tick(control, call.n_classes):
+                return SX_STOPPED
+            continue
         if map_next(call, rows, at, scale, half, control, room, unused):
             return SX_STOPPED
     return finish_map(call, rows, scale, control)

@@ -1183,6 +1183,23 @@ SX_INLINE void sx_scale_run_f32(const float *e, float shift, float a, int64_t le
         for (j = i; j < i + 32; j += 8)
             _mm256_storeu_ps(to + j, _mm256_fmadd_ps(
                 _mm256_mul_ps(_mm256_loadu_ps(e + j), by), factor, zero));
+    for (; i + 8 <= length; i += 8)
+        _mm256_storeu_ps(to + i, _mm256_fmadd_ps(
+            _mm256_mul_ps(_mm256_loadu_ps(e + i), by), factor, zero));
+    if (i + 4 <= length) {
+        _mm_storeu_ps(to + i, _mm_fmadd_ps(
+            _mm_mul_ps(_mm_loadu_ps(e + i), _mm256_castps256_ps128(by)),
+            _mm256_castps256_ps128(factor), _mm256_castps256_ps128(zero)));
+        i += 4;
+    }
+    /* No loop, which would be made one of vectors. */
+    if (i < length)
+        to[i] = sx_fma_f32(e[i] * shift, a, 0.0f);
+    if (i + 1 < length)
+        to[i + 1] = sx_fma_f32(e[i + 1] * shift, a, 0.0f);
+    if (i + 2 < length)
+        to[i + 2] = sx_fma_f32(e[i + 2] * shift, a, 0.0f);
+    return;
 #endif
     /* Two loops: a compiler that cannot know `the same or apart` runs a scalar one. */
     if (e == to) {
@@ -1217,6 +1234,16 @@ SX_INLINE void sx_scale_run_f64(const double *e, double shift, double a, int64_t
         for (j = i; j < i + 16; j += 4)
             _mm256_storeu_pd(to + j, _mm256_fmadd_pd(
                 _mm256_mul_pd(_mm256_loadu_pd(e + j), by), factor, zero));
+    for (; i + 4 <= length; i += 4)
+        _mm256_storeu_pd(to + i, _mm256_fmadd_pd(
+            _mm256_mul_pd(_mm256_loadu_pd(e + i), by), factor, zero));
+    if (i < length)
+        to[i] = sx_fma_f64(e[i] * shift, a, 0.0);
+    if (i + 1 < length)
+        to[i + 1] = sx_fma_f64(e[i + 1] * shift, a, 0.0);
+    if (i + 2 < length)
+        to[i + 2] = sx_fma_f64(e[i + 2] * shift, a, 0.0);
+    return;
 #endif
     /* Two loops: a compiler that cannot know `the same or apart` runs a scalar one. */
     if (e == to) {
