@@ -150,6 +150,43 @@ def exp_and_sum_column(typing: Any, x: Any, e: Any, k: Any, low: Any, places: An
     return types.void(x, x, x, x, x, x, rest, rest, x, x.dtype), generate
 
 
+def _add_terms(parts: int) -> Any:
+    @intrinsic
+    def add(typing: Any, e: Any, lanes: Any) -> Any:
+        """Add to each of 64 lanes its terms in `parts` times 64 e, which are summed first."""
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            form = _F32 if e.dtype == types.float32 else _F64
+            kind = ir.VectorType(form[1], 8)
+            wide = ir.VectorType(ir.DoubleType(), 8)
+
+            def place(pointer: Any, at: int, kind: Any) -> Any:
+                return builder.bitcast(
+                    builder.gep(pointer, [ir.IntType(64)(at)], source_etype=kind.element),
+                    ir.PointerType(kind))
+
+            def load(pointer: Any, at: int, kind: Any) -> Any:
+                return builder.load(place(pointer, at, kind), align=4)
+
+            for j in range(0, 64, kind.count):
+                terms = load(args[0], j, kind)
+                for i in range(1, parts):
+                    terms = builder.fadd(terms, load(args[0], i * 64 + j, kind))
+                if kind.element != wide.element:
+                    terms = builder.fpext(terms, wide)
+                builder.store(builder.fadd(load(args[1], j, wide), terms), place(args[1], j, wide),
+                              align=4)
+            return context.get_dummy_value()
+
+        return types.void(e, lanes), generate
+
+    return add
+
+
+# Loops of these would store numbers one by one, and load them as vectors.
+add_one, add_two, add_three, add_four = (_add_terms(parts) for parts in (1, 2, 3, 4))
+
+
 def _halved(builder: Any, lanes: Any, join: Any) -> Any:
     # 32, 16, 8, 4, 2, 1 apart.
     while lanes.type.count > 1:

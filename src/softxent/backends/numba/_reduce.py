@@ -20,6 +20,10 @@ from softxent.backends.numba._elementary import (
 )
 from softxent.backends.numba._exp_many import (
     MANY,
+    add_four,
+    add_one,
+    add_three,
+    add_two,
     exp_and_sum_column,
     exp_many,
     fetch,
@@ -155,22 +159,15 @@ def exp_lanes(x, parts, k, low, scale, e):
 
 
 @inlined
-def add_stripe(e, terms, lanes):
-    for j in range(LANES):
-        terms[j] = ((e[j] + e[LANES + j]) + e[2 * LANES + j]) + e[3 * LANES + j]
-    widen_to(lanes, terms)
-
-
-@inlined
-def add_short_stripe(e, parts, terms, lanes):
-    # The same sums where fewer than four terms of a lane are left.
-    for j in range(LANES):
-        terms[j] = e[j]
-    for i in range(1, parts):
-        p = moved(e, i * LANES)
-        for j in range(LANES):
-            terms[j] += p[j]
-    widen_to(lanes, terms)
+def add_stripe(e, parts, lanes):
+    if parts == 4:
+        add_four(e, lanes)
+    elif parts == 3:
+        add_three(e, lanes)
+    elif parts == 2:
+        add_two(e, lanes)
+    else:
+        add_one(e, lanes)
 
 
 @inlined
@@ -246,10 +243,7 @@ def block_sums(x, length, skip_1, skip_2, k, low, scale, square_lanes, kept):
             if kept != 0:
                 e = pointer_at(kept + i * size, k)
             exp_lanes(p, parts, k, low, scale, e)
-            if parts == 4:
-                add_stripe(e, terms, lanes)
-            else:
-                add_short_stripe(e, parts, terms, lanes)
+            add_stripe(e, parts, lanes)
         i += STRIPE
     if kept != 0:
         e = pointer_at(kept, k)
