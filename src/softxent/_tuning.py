@@ -38,7 +38,8 @@ class Tuning:
     wakes_from_ns : float
         Work from which it pays where that thread has to be woken.
     streamed_row : float
-        Bytes of a row from which a gradient larger than the caches is stored past them; inf: never.
+        Bytes of a row from which a gradient too large for the caches is stored past them; inf:
+        never.
     backend : dict of str to str
         By dtype, the backend that is preferred, among those that can.
     measured : bool
