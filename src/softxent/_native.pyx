@@ -140,16 +140,21 @@ def run_cut(uintptr_t function, uintptr_t args, int64_t n_units, int64_t grain, 
             bint wants_map, bint wakes=True):
     """Run a kernel that cuts rows: its stages one after another, those of blocks side by side.
 
-    `args`: the call's address, a stage's number, and the kernel's own memory.
+    `args`: the call's address, a stage's number, what it holds, and the kernel's own memory.
     """
     cdef int64_t *stage = <int64_t *> args + 1
     cdef int64_t i
-    for i in range(5 if wants_map else 3):
-        stage[0] = i
-        if i & 1:
-            run(function, args, n_units, grain, n_threads, wakes)
-        else:
-            run(function, args, 1, 1, 1)
+    stage[1] = 0
+    try:
+        for i in range(5 if wants_map else 3):
+            stage[0] = i
+            if i & 1:
+                run(function, args, n_units, grain, n_threads, wakes)
+            else:
+                run(function, args, 1, 1, 1)
+    finally:
+        stage[0] = 5    # gives back what it holds, in the thread that has taken it
+        (<sx_kernel> function)(<void *> args, 0, 1, NULL)
 
 
 cdef extern from "_memory.h":

@@ -57,7 +57,7 @@ def _load(level: str) -> tuple[ModuleType | None, str]:
 @functools.cache
 def _binder(
     level: str,
-) -> tuple[Callable[[Call], Any], dict[int, int], dict[int, int], Callable[[int, bool], int]]:
+) -> tuple[Callable[[Call], Any], dict[int, int], dict[int, int], Callable[[int], int]]:
     """Return what binds calls; kernels by item size, of whole and of cut rows; arguments' bytes."""
     module, reason = _load(level)
     assert module is not None, reason
@@ -104,9 +104,7 @@ class Cython(Backend):
         """Return the walk's address, and the bytes of its arguments if it cuts rows."""
         _, kernels, split_kernels, split_bytes = _binder(isa)
         size = 8 if key.dtype == "float64" else 4
-        if units:
-            return split_kernels[size], split_bytes(units, key.wants_map)
-        return kernels[size], 0
+        return (split_kernels[size], split_bytes(units)) if units else (kernels[size], 0)
 
     def cuts(self, key: Key) -> bool:
         """Return whether a row's value is its target's alone, or a piece's; classes are near."""
@@ -122,7 +120,7 @@ class Cython(Backend):
             return Task(Native(kernels[size], arguments.address, (arguments,)))
         units = call.n_rows * -(-call.n_classes // BLOCK)
         # int64, for its alignment; the first is the call's address.
-        memory = np.empty(-(-split_bytes(units, call.out_map is not None) // 8), np.int64)
+        memory = np.empty(-(-split_bytes(units) // 8), np.int64)
         memory[0] = arguments.address
         return Task(Native(split_kernels[size], memory.ctypes.data, (arguments, memory)), units,
                     call.out_map is not None)

@@ -9,6 +9,7 @@
 #   SPLIT_MAP       unit u: that block of the map, made of the reduce's e where those were kept: it is no
 #                   more than a product then
 #   SPLIT_END       rows that the map leaves out, entries that are stored last
+#   SPLIT_RELEASE   whatever has happened before
 
 cdef enum:
     SPLIT_START = 0
@@ -16,6 +17,7 @@ cdef enum:
     SPLIT_HEAD
     SPLIT_MAP
     SPLIT_END
+    SPLIT_RELEASE
 
 cdef struct Part:
     double n
@@ -23,15 +25,12 @@ cdef struct Part:
     double e_top
     double rest
 
-# What is kept of the e of each thread, of which there are two at least.
-cdef enum:
-    SPLIT_KEPT = 2 * SX_KEPT
-
 cdef struct Split:
     const sx_call* call
     int64_t stage
+    char* kept      # the calling thread's: for e of the first units
     Rows rows
-    Part parts[1]   # as many as there are units; behind them is room for e, if there is a map
+    Part parts[1]   # as many as there are units
 
 
 cdef void start_fresh(Rows* rows, int64_t count) noexcept nogil:
@@ -53,25 +52,19 @@ cdef void start_fresh(Rows* rows, int64_t count) noexcept nogil:
         rows.e_top[j] = 0.0
 
 
-cdef inline int64_t split_kept(int64_t units, int64_t size) noexcept nogil:
-    # Bytes for the e of the first units.
-    return min(units * BLOCK * size, SPLIT_KEPT)
-
-
 cdef inline real* split_e(const sx_call* call, Split* split, int64_t u, int64_t j, int64_t k0,
                           int64_t length, real* unused) noexcept nogil:
     # Where the unit's e are: in the output, if that is none of the logits and has the block's room, or
-    # behind the parts; NULL: nowhere.
-    cdef int64_t units = call.n_rows * blocks_of(call.n_classes)
+    # in memory of the calling thread's; NULL: nowhere.
     cdef int64_t block = BLOCK * sizeof(real)
     if not keeps(call):
         return NULL
     if (call.out_map.direct == SX_IN_PLACE and split.rows.g[j] != split.rows.z[j]
             and k0 + whole_lanes(length) <= call.n_classes):
         return <real*>split.rows.g[j] + k0
-    if (u + 1) * block > split_kept(units, sizeof(real)):
+    if split.kept == NULL or (u + 1) * block > SX_KEPT:
         return NULL
-    return <real*>(<char*>&split.parts[units] + u * block)
+    return <real*>(split.kept + u * block)
 
 
 cdef int split_reduce(const sx_call* call, Split* split, int64_t lo, int64_t hi, sx_control* control,
@@ -181,7 +174,11 @@ cdef int64_t walk_split(Split* split, int64_t lo, int64_t hi, sx_control* contro
     cdef sx_unit unit
     cdef int64_t status = 0
     sx_float_subnormals(False)
-    if split.stage == SPLIT_START:
+    if split.stage == SPLIT_RELEASE:
+        sx_kept_release(split.kept)
+    elif split.stage == SPLIT_START:
+        if keeps(call):
+            split.kept = sx_kept_take()
         start_fresh(&split.rows, call.n_rows)
         sx_cursor_start(&cursor, call, 0)
         sx_float_subnormals(True)

@@ -1311,10 +1311,9 @@ def split_kernels():
     return {4: <uint64_t>&walk_split_f32, 8: <uint64_t>&walk_split_f64}
 
 
-def split_bytes(int64_t n_units, bint has_map):
+def split_bytes(int64_t n_units):
     """Return the size of such a walk's arguments: the call's address, a stage's number, its memory."""
-    return (sizeof(Split) + n_units * sizeof(Part)
-            + (split_kept(n_units, sizeof(double)) if has_map else 0))
+    return sizeof(Split) + n_units * sizeof(Part)
 
 
 def kernels():
