@@ -233,8 +233,19 @@ cdef void head_entropy(Rows* rows, const scaling* scale) noexcept nogil:
             + summed(rows.mix[j], rows.mix_carry[j]) * inverse_of(scale) / MIX_UNIT / total, total)
 
 
+cdef void head_shares(Rows* rows) noexcept nogil:
+    # Softmax, of whose values nobody asks, and the others' sum: without a logarithm.
+    cdef double others
+    cdef int64_t j
+    for j in range(lanes_of(rows)):
+        others = rows.rest[j] + rows.carry[j]
+        rows.a[j] = rows.w[j] / (others + rows.e_top[j])
+        rows.apart[j] = others / rows.e_top[j]
+        rows.value[j] = rows.apart[j]
+
+
 cdef void head_piece(Rows* rows, const scaling* scale) noexcept nogil:
-    # logsumexp, softmax and log_softmax.
+    # logsumexp and log_softmax.
     cdef double others, total, high, low, f, k
     cdef int64_t j
     for j in range(lanes_of(rows)):
@@ -318,11 +329,10 @@ cdef void head(const sx_call* call, Rows* rows, int64_t first,
             finish_apart(call, rows)
     elif call.op == ENTROPY:
         head_entropy(rows, scale)
+    elif call.op == SOFTMAX or call.op == BELOW:
+        head_shares(rows)
     else:
         head_piece(rows, scale)
-        if call.op == BELOW:
-            for j in range(lanes_of(rows)):
-                rows.value[j] = rows.apart[j]
     store_values(call, rows, first)
 
 
