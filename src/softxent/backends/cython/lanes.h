@@ -1160,6 +1160,17 @@ SX_INLINE int64_t sx_before_line(const void *to, int64_t size, int64_t length)
     return ahead / size < length ? ahead / size : length;
 }
 
+/* Up to three that are left. No loop, which would be made one of vectors. */
+#define SX_SCALE_FEW(fma)                                    \
+    do {                                                     \
+        if (i < length)                                      \
+            to[i] = fma(e[i] * shift, a, 0);                 \
+        if (i + 1 < length)                                  \
+            to[i + 1] = fma(e[i + 1] * shift, a, 0);         \
+        if (i + 2 < length)                                  \
+            to[i + 2] = fma(e[i + 2] * shift, a, 0);         \
+    } while (0)
+
 SX_INLINE void sx_scale_run_f32(const float *e, float shift, float a, int64_t length, float *to)
 {
     int64_t i = 0;
@@ -1192,13 +1203,7 @@ SX_INLINE void sx_scale_run_f32(const float *e, float shift, float a, int64_t le
             _mm256_castps256_ps128(factor), _mm256_castps256_ps128(zero)));
         i += 4;
     }
-    /* No loop, which would be made one of vectors. */
-    if (i < length)
-        to[i] = sx_fma_f32(e[i] * shift, a, 0.0f);
-    if (i + 1 < length)
-        to[i + 1] = sx_fma_f32(e[i + 1] * shift, a, 0.0f);
-    if (i + 2 < length)
-        to[i + 2] = sx_fma_f32(e[i + 2] * shift, a, 0.0f);
+    SX_SCALE_FEW(sx_fma_f32);
     return;
 #endif
     /* Two loops: a compiler that cannot know `the same or apart` runs a scalar one. */
@@ -1237,12 +1242,7 @@ SX_INLINE void sx_scale_run_f64(const double *e, double shift, double a, int64_t
     for (; i + 4 <= length; i += 4)
         _mm256_storeu_pd(to + i, _mm256_fmadd_pd(
             _mm256_mul_pd(_mm256_loadu_pd(e + i), by), factor, zero));
-    if (i < length)
-        to[i] = sx_fma_f64(e[i] * shift, a, 0.0);
-    if (i + 1 < length)
-        to[i + 1] = sx_fma_f64(e[i + 1] * shift, a, 0.0);
-    if (i + 2 < length)
-        to[i + 2] = sx_fma_f64(e[i + 2] * shift, a, 0.0);
+    SX_SCALE_FEW(sx_fma_f64);
     return;
 #endif
     /* Two loops: a compiler that cannot know `the same or apart` runs a scalar one. */
