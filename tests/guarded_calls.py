@@ -7,6 +7,7 @@ test_guard_pages.py in an interpreter of its own: a fault is the end of the proc
 from __future__ import annotations
 
 import faulthandler
+import itertools
 import sys
 from collections import Counter
 
@@ -25,6 +26,7 @@ FEW = (1, 2, 7, 9, 64, 65, 1025)
 #: Rows: one, a few, and more than walks take together.
 ROWS = (1, 5, 33)
 LAYOUTS = {
+    "": lambda a: a,
     "C": np.ascontiguousarray,
     "F": np.asfortranarray,
     "backwards": lambda z: z[::-1, ::-1].copy()[::-1, ::-1],
@@ -131,41 +133,59 @@ class Case:
 def raw(result) -> list[bytes]:
     """The result's bits, in one byte order and memory order."""
     results = result if isinstance(result, tuple) else (result,)
-    return [np.asarray(a).astype(np.asarray(a).dtype.newbyteorder("=")).tobytes() for a in results]
+    return [np.asarray(a).astype(np.asarray(a).dtype.newbyteorder("="), copy=False).tobytes()
+            for a in results]
+
+
+class Placed:
+    """A case's arrays beside guards: in each layout, at each end, placed once and kept there."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.found: dict[tuple[int, str, bool], tuple[np.ndarray, np.ndarray]] = {}
+
+    def __call__(self, array: np.ndarray, layout: str, at_end: bool) -> np.ndarray:
+        key = id(array), layout, at_end
+        if key not in self.found:
+            # With the array itself: its id must not become another's.
+            self.found[key] = array, places.place(
+                f"{self.name} {len(self.found)}", LAYOUTS[layout](array), at_end)
+        return self.found[key][1]
 
 
 def check(case: Case, turn: int, layouts: list[str], seen: Counter) -> None:
     """Make a turn's calls of a case with all its arrays at the front, and at the back."""
+    inputs, outputs = Placed("in"), Placed("out")
+    same, wider = np.zeros_like(case.z), np.zeros(case.z.shape, case.wide)
     for name, call, shaped, flat, output, over in case.calls(turn):
         expected = raw(call(**shaped, **flat))
-        for layout in layouts:
-            for at_end in (False, True):
-                ways = [("", None)] if not output else [
-                    (output, np.zeros_like(case.z)), (output, over)]
-                if output and case.wide != case.z.dtype:
-                    ways.append((output, np.zeros(case.z.shape, case.wide)))
-                for argument, out in ways:
-                    if argument and isinstance(out, str) and not out:
-                        continue
-                    given = {key: places.place(key, LAYOUTS[layout](a), at_end)
-                             for key, a in shaped.items()}
-                    given |= {key: places.place(key, a, at_end) for key, a in flat.items()}
-                    if isinstance(out, str):
-                        given[argument] = given[out]
-                    elif argument:
-                        given[argument] = places.place("out", LAYOUTS[layout](out), at_end)
-                    got = raw(call(**given))
-                    wider = isinstance(out, np.ndarray) and out.dtype != case.z.dtype
-                    same = got[:-1] == expected[:-1] if wider else got == expected
-                    assert same, (name, case.z.shape, case.z.dtype, layout, at_end, argument)
-                    seen[name.split(",")[0]] += 1
+        ways = [("", None)] if not output else [(output, same), (output, over)]
+        if output and case.wide != case.z.dtype:
+            ways.append((output, wider))
+        for layout, at_end, (argument, out) in itertools.product(layouts, (False, True), ways):
+            if argument and isinstance(out, str) and not out:
+                continue
+            given = {key: inputs(a, layout, at_end) for key, a in shaped.items()}
+            given |= {key: inputs(a, "", at_end) for key, a in flat.items()}
+            if isinstance(out, str):
+                laid = LAYOUTS[layout](shaped[out])
+                given[out] = given[argument] = places.place("over", laid, at_end)
+            elif argument:
+                given[argument] = outputs(out, layout, at_end)
+                given[argument][...] = 0
+            got = raw(call(**given))
+            agree = got[:-1] == expected[:-1] if out is wider else got == expected
+            assert agree, (name, case.z.shape, case.z.dtype, layout, at_end, argument)
+            seen[name.split(",")[0]] += 1
+    for array, placed in inputs.found.values():
+        assert raw(placed) == raw(array), "an input has been written over"
 
 
 def main(backend: str, dtype: str) -> None:
     """Print how many calls each function had."""
     faulthandler.enable()
     seen: Counter = Counter()
-    others = list(LAYOUTS)[1:]
+    others = list(LAYOUTS)[2:]
     # Formats of 16 bits differ in a conversion alone: every other length each.
     halves = {"float16": CLASSES[::2], "bfloat16": CLASSES[1::2]}
     for i, n_classes in enumerate(FEW if backend == "numpy" else halves.get(dtype, CLASSES)):

@@ -27,14 +27,26 @@ sys.meta_path.insert(0, Blocker())
 """
 
 
+#: An interpreter in which the demo times so many trainings of each kind.
+ROUNDS = """\
+from softxent.cli import demo
+demo.ROUNDS = {rounds}
+"""
+
+
 @pytest.fixture
 def softxent(tmp_path):
-    """A function that runs `python -m softxent ...`; `without`: packages that are missing."""
+    """A function that runs `python -m softxent ...`; `without`: packages that are missing.
 
-    def run(*arguments, without=(), **environment):
+    `rounds`: how many trainings the demo times, where the times are not what a test is about.
+    """
+
+    def run(*arguments, without=(), rounds=None, **environment):
         path = [p for p in sys.path if p]
-        if without:
-            (tmp_path / "sitecustomize.py").write_text(BLOCKER.format(names=set(without)))
+        first = BLOCKER.format(names=set(without)) if without else ""
+        first += ROUNDS.format(rounds=rounds) if rounds else ""
+        if first:
+            (tmp_path / "sitecustomize.py").write_text(first)
             path.insert(0, str(tmp_path))
         kept = {k: v for k, v in os.environ.items() if not k.startswith("SOFTXENT_")}
         return subprocess.run(
@@ -138,10 +150,11 @@ def test_demo_text_and_plot(softxent, tmp_path, name):
     """The text says what was done, and the plot lies in the file that is named."""
     pytest.importorskip("matplotlib", reason="the plot: pip install 'softxent[plot]'")
     file = tmp_path / name
-    done = softxent("demo", "--plot", file)
+    done = softxent("demo", "--plot", file, rounds=1)
     assert done.returncode == 0
     for part in ("1347", "450", "iteration", "held-out accuracy", "training time"):
         assert part in done.stdout
+    assert "medians of 1 in turn" in done.stdout
     assert f"plot written to {file}" in done.stderr.splitlines()
     assert file.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 

@@ -63,21 +63,6 @@ def test_a_second_process_needs_no_numba(run):
 
 
 @numba
-def test_a_damaged_file_is_compiled_anew(run, tmp_path):
-    """The same bits, no word about it, and the walk that was called for alone."""
-    from softxent.backends.numba import _backend
-
-    level = _backend.BACKEND.isa()
-    whole = _cache._path(_cache.directory(), f"walk_plain_f64-{level}", _backend._key(level))
-    reference = run('print(call("numba").hex())')
-    cut = tmp_path / whole.name
-    cut.write_bytes(whole.read_bytes()[:50_000])
-    assert run('print(call("numba").hex())', cache=tmp_path) == reference
-    assert cut.stat().st_size > 50_000  # mended
-    assert os.listdir(tmp_path) == [cut.name]
-
-
-@numba
 def test_sources_and_versions_decide_what_the_cache_is_for(monkeypatch):
     from softxent.backends.numba import _backend
 

@@ -27,6 +27,7 @@ from scenarios import (
     Engine,
     beside_peers,
 )
+from softxent import _cache
 from softxent._threads import cgroup_cpus
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork and signals")
@@ -159,9 +160,25 @@ needs_numba = pytest.mark.skipif(Engine("numba") not in ENGINES, reason="Numba c
 
 
 @needs_numba
-def test_first_call_of_all_compiles_in_a_child(script):
+def test_first_call_of_all_compiles_a_damaged_file_anew_in_a_child(script, tmp_path):
+    """The same bits, no word about it, and the walk that was called for alone; it is mended."""
+    from softxent.backends.numba import _backend
+
+    level = _backend.BACKEND.isa()
+    whole = _cache._path(_cache.directory(), f"walk_plain_f32-{level}", _backend._key(level))
+    script("""
+        with open("reference", "wb") as file:
+            file.write(call(1))
+        """, "numba", True, prelude=PRELUDE)
+    folder = tmp_path / "cold"
+    folder.mkdir()
+    cut = folder / whole.name
+    cut.write_bytes(whole.read_bytes()[:50_000])
     body, arguments, _, _ = SCENARIOS["fork before any call"]
     script(body, "numba", True, *arguments, prelude=PRELUDE, SOFTXENT_CACHE_DIR="cold")
+    assert (tmp_path / "child").read_bytes() == (tmp_path / "reference").read_bytes()
+    assert cut.stat().st_size > 50_000
+    assert os.listdir(folder) == [cut.name]
 
 
 @pytest.mark.slow  # fails at times: CONTRIBUTING, "Open"

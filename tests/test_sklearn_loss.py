@@ -628,21 +628,12 @@ def fitted_by():
 
 @pytest.fixture(scope="module")
 def _loky():
-    """Workers are shut down at the end: they must not outlive the tests."""
+    """Workers are shut down at the end: they must not outlive the tests.
+
+    Until one asks for workers of another kind, the tests have the same: these import for seconds.
+    """
     yield
     importlib.import_module("joblib.externals.loky").get_reusable_executor().shutdown(wait=True)
-
-
-@pytest.mark.usefixtures("_loky")
-def test_loky_workers_do_not_inherit_the_patch_unless_they_patch_themselves():
-    with patch():
-        assert fitted_by() == "softxent.sklearn._patch"
-        with parallel_config("loky", n_jobs=2):
-            assert set(Parallel()(delayed(fitted_by)() for _ in range(2))) == {
-                "sklearn._loss._loss"}
-    with parallel_config("loky", n_jobs=2, initializer=patch):
-        assert set(Parallel()(delayed(fitted_by)() for _ in range(2))) == {
-            "softxent.sklearn._patch"}
 
 
 @pytest.mark.parametrize("backend", ["threading", "loky"])
@@ -659,6 +650,18 @@ def test_grid_search_under_a_patch(monkeypatch, digits, backend):
     np.testing.assert_allclose(ours.best_estimator_.coef_, coef, atol=1e-4)
     refit = ours.best_estimator_.n_iter_[0]
     assert len(seen) > (4 if backend == "threading" else 1) * refit / 2
+
+
+@pytest.mark.usefixtures("_loky")
+def test_loky_workers_do_not_inherit_the_patch_unless_they_patch_themselves():
+    with patch():
+        assert fitted_by() == "softxent.sklearn._patch"
+        with parallel_config("loky", n_jobs=2):
+            assert set(Parallel()(delayed(fitted_by)() for _ in range(2))) == {
+                "sklearn._loss._loss"}
+    with parallel_config("loky", n_jobs=2, initializer=patch):
+        assert set(Parallel()(delayed(fitted_by)() for _ in range(2))) == {
+            "softxent.sklearn._patch"}
 
 
 @pytest.mark.parametrize(("n", "n_threads"), [(26_214, 1), (26_215, None)])
