@@ -518,41 +518,51 @@ def observe_hessian(worst: dict[str, Worst], case: rows.Case, backend: str, sett
 def observe_pieces(worst: dict[str, Worst], case: rows.Case, backend: str, temperature: float,
                    dtype: str) -> None:
     """Evaluate the pieces at a temperature over a case, as logits of `dtype`; note their errors."""
-    exact = case.logits
-    z = exact.astype(storage(dtype))
-    f, eps = truth.F[case.dtype], truth.EPS[case.dtype]
-    flushed = z.shape[1] * truth.LD(f)
+    z = case.logits.astype(storage(dtype))
     options = {"temperature": temperature, "backend": backend}
+    p, log_p = sx.softmax(z, **options), sx.log_softmax(z, **options)
+    assert p.dtype == log_p.dtype == z.dtype
+    target_log_p = sx.target_log_probs(z, case.targets, **options)
+    entropy = sx.softmax_entropy(z, **options)
+    assert entropy.dtype == target_log_p.dtype == case.dtype
+    rng = np.random.default_rng(z.shape[1])
+    u = rng.normal(0, 1, z.shape) * rows.powers_of_ten(rng.integers(-4, 5, (len(z), 1)))
+    u = u.astype(case.dtype)
+    u[::3] = u[::3].mean(axis=1, keepdims=True) + u[::3] * case.logits.dtype.type(1e-3)
+    results = (p, log_p, target_log_p, entropy, sx.softmax_vjp(p, u, backend=backend))
+    observe_once(worst, (case.name, dtype, "pieces", temperature), results,
+                 lambda fresh: look_at_pieces(fresh, case, temperature, dtype, u, *results))
 
-    p, true_p = sx.softmax(z, **options), truth.softmax(exact, temperature)
+
+def look_at_pieces(worst: dict[str, Worst], case: rows.Case, temperature: float, dtype: str,
+                   u: np.ndarray, p: np.ndarray, log_p: np.ndarray, target_log_p: np.ndarray,
+                   entropy: np.ndarray, vjp: np.ndarray) -> None:
+    """Take note of the errors of the pieces; `vjp` is of `p` and `u`."""
+    exact = case.logits
+    f, eps = truth.F[case.dtype], truth.EPS[case.dtype]
+    flushed = p.shape[1] * truth.LD(f)
+
+    true_p = truth.softmax(exact, temperature)
     errors = truth.ulp_error(p, true_p, dtype)
     normal = true_p >= truth.F[dtype]
     worst["softmax"].see(errors, case, normal)
     worst["softmax below F"].see(errors, case, ~normal & (p != 0))
     worst["sum p - 1"].see(np.abs(p.astype(truth.LD).sum(axis=1) - 1) / eps, case)
     true_log_p = truth.log_softmax(exact, temperature)
-    log_p = sx.log_softmax(z, **options)
-    assert p.dtype == log_p.dtype == z.dtype
     worst["log_softmax"].see(truth.ulp_error(log_p, true_log_p, dtype, flushed), case)
-    log_p = sx.target_log_probs(z, case.targets, **options)
-    true_log_p = true_log_p[np.arange(len(z)), case.targets]
-    worst["target_log_probs"].see(truth.ulp_error(log_p, true_log_p, case.dtype, flushed), case)
-    entropy, true_entropy = sx.softmax_entropy(z, **options), truth.entropy(exact, temperature)
-    assert entropy.dtype == log_p.dtype == case.dtype
+    true_log_p = true_log_p[np.arange(len(p)), case.targets]
+    worst["target_log_probs"].see(
+        truth.ulp_error(target_log_p, true_log_p, case.dtype, flushed), case)
+    true_entropy = truth.entropy(exact, temperature)
     worst["entropy"].see(
         beyond(entropy, true_entropy, case.dtype, flushed, eps * true_entropy), case)
 
-    rng = np.random.default_rng(z.shape[1])
-    u = rng.normal(0, 1, z.shape) * rows.powers_of_ten(rng.integers(-4, 5, (len(z), 1)))
-    u = u.astype(case.dtype)
-    u[::3] = u[::3].mean(axis=1, keepdims=True) + u[::3] * case.logits.dtype.type(1e-3)
     true, scale = truth.vjp(p, u)
     size = (p.astype(truth.LD) * np.abs(u)).sum(axis=1)[:, None]
     allowance = flushed * (1 + size)
     if dtype in FORMATS:
         allowance = allowance + truth.spacing(np.abs(true) + 4 * eps * scale, dtype) / 2
-    got = sx.softmax_vjp(p, u, backend=backend)
-    worst["vjp"].see(beyond(got, true, dtype, allowance, eps * scale), case)
+    worst["vjp"].see(beyond(vjp, true, dtype, allowance, eps * scale), case)
 
 
 @cache

@@ -13,7 +13,7 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -53,6 +53,8 @@ class Case:
     logits: np.ndarray  # (N, C)
     targets: np.ndarray  # (N,)
     families: list[str]  # (N,)
+    #: What `probabilities` has drawn for it, by `subnormal`.
+    drawn: dict[bool, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def dtype(self) -> str:
@@ -379,8 +381,15 @@ TARGET_FAMILIES: dict[str, Callable[[np.random.Generator, np.ndarray, str], np.n
 def probabilities(case: Case, *, subnormal: bool = False) -> np.ndarray:
     """Probability targets for the rows of a case, of its dtype; mostly 0 where a logit is -inf.
 
-    `subnormal`: all of them below the smallest normal number, or some beside others.
+    `subnormal`: all of them below the smallest normal number, or some beside others. The same
+    array each time, read-only.
     """
+    if subnormal not in case.drawn:
+        case.drawn[subnormal] = _drawn_probabilities(case, subnormal)
+    return case.drawn[subnormal]
+
+
+def _drawn_probabilities(case: Case, subnormal: bool) -> np.ndarray:
     dtype, (n, n_classes) = case.dtype, case.logits.shape
     rng = np.random.default_rng([SEED, n_classes, np.dtype(dtype).itemsize, 1])
     order = rng.permutation(n)
@@ -390,10 +399,13 @@ def probabilities(case: Case, *, subnormal: bool = False) -> np.ndarray:
         z = case.logits[i].astype(float)
         lowest = z[np.isfinite(z)].min()
         with np.errstate(over="ignore", invalid="ignore"):
-            t[i] = np.nan_to_num(make(rng, np.where(np.isfinite(z), z, lowest - 10), dtype))
+            t[i] = make(rng, np.where(np.isfinite(z), z, lowest - 10), dtype)
+    t = np.nan_to_num(t)
     impossible = (case.logits == -np.inf) & (rng.random(n) < 0.8)[:, None]
     t[impossible] = 0.0
-    return t.astype(dtype)
+    t = t.astype(dtype)
+    t.flags.writeable = False
+    return t
 
 
 def teacher(case: Case) -> np.ndarray:

@@ -130,6 +130,7 @@ class Example:
     weight: np.ndarray  # of every row, 0 where it does not count
     shared: dict = field(default_factory=dict)  # what the truth takes
     others: dict = field(default_factory=dict)
+    faults: dict = field(default_factory=dict)  # by the bits they were found in
 
     @functools.cached_property
     def expected(self):
@@ -315,8 +316,16 @@ def expected(case):
 
 
 def faults(case, level):
-    """What breaks a bound, as text."""
+    """What breaks a bound, as text: looked for once for all levels that give the same bits."""
     loss, g = evaluate(case, level)
+    bits = type(loss), np.shape(loss), np.asarray(loss).tobytes(), g.shape, g.dtype, g.tobytes()
+    if bits not in case.faults:
+        case.faults[bits] = [*faults_of(case, loss, g)]
+    return case.faults[bits]
+
+
+def faults_of(case, loss, g):
+    """What of a loss and a gradient breaks a bound."""
     true, divisor, heaviest = case.expected
     combination, n_classes = case.combination, columns(case)
     dtype = "float64" if combination.dtype == "float64" else "float32"

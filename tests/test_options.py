@@ -4,6 +4,9 @@ Bounds over the hard rows (A2 to A9, E1) are measured by `accuracy_table.measure
 exact lines (E3 to E8) are stated here, for every option that could break them.
 """
 
+import copy
+import functools
+
 import numpy as np
 import pytest
 
@@ -62,11 +65,9 @@ def test_bound(level, any_dtype, name):
 # ---- calls ---------------------------------------------------------------------------------------
 
 
-def call(name, n_classes, dtype, n_rows=41):
-    """Return logits, targets, options of a call with a setting, on rows of every family.
-
-    Among the options, for `run`: the loss.
-    """
+@functools.cache
+def drawn(name, n_classes, dtype, n_rows):
+    """What `call` hands out copies of."""
     case = rows.case(n_classes, "float64" if dtype == "float64" else "float32")
     keep = np.linspace(0, len(case.targets) - 1, min(n_rows, len(case.targets))).astype(int)
     case = rows.Case(case.name, case.logits[keep], case.targets[keep],
@@ -77,6 +78,14 @@ def call(name, n_classes, dtype, n_rows=41):
         z = case.logits.astype(storage(dtype))
     options = {**dict(setting.options), **shared, **of_rows}
     return z, setting.targets(case), {"loss": setting.loss, **options}
+
+
+def call(name, n_classes, dtype, n_rows=41):
+    """Return logits, targets, options of a call with a setting, on rows of every family.
+
+    Among the options, for `run`: the loss. All of it is the caller's to change.
+    """
+    return copy.deepcopy(drawn(name, n_classes, dtype, n_rows))
 
 
 def run(level, z, targets, options, **more):
@@ -519,17 +528,18 @@ WITH_FMA = [level for level in usable_levels() if level.isa in ("v3", "v4")]
 @pytest.mark.parametrize("name", [*SETTINGS, "pieces"])
 def test_levels_with_fma_give_the_same_bits(any_dtype, name):
     """E8 with every option, in every dtype."""
+    pieces = name == "pieces"
     for n_classes in (1, 2, 3, 10, 33, 64, 65, 257, 1025, 2049):
+        # As `call`, of arrays that are not kept: there are many.
+        z, targets, options = drawn.__wrapped__(
+            "temperature 0.7" if pieces else name, n_classes, any_dtype, 300)
         found = []
         for level in WITH_FMA:
             with pytest.MonkeyPatch.context() as patch:
                 force(level, patch)
-                if name == "pieces":
-                    z, targets, _ = call("temperature 0.7", n_classes, any_dtype, 300)
-                    found.append(digests(run_pieces(level, z, targets)))
-                else:
-                    z, targets, options = call(name, n_classes, any_dtype, 300)
-                    found.append(digests(run(level, z, targets, options)))
+                results = run_pieces(level, z, targets) if pieces else run(
+                    level, z, targets, options)
+                found.append(digests(results))
         assert all(each == found[0] for each in found), n_classes
 
 
