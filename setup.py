@@ -6,6 +6,7 @@ SOFTXENT_LEVELS=v3, or several with commas, builds kernels for these instruction
 """
 
 import glob
+import multiprocessing
 import os
 import platform
 import sys
@@ -57,6 +58,9 @@ headers = [WALK + name + ".h" for name in (
     "call", "elementary", "exp_block", "exp_block_of", "lanes", "sixteen", "sixteen_lanes")]
 walk_parts = [*sorted(glob.glob(WALK + "*.pxi")), *headers, "src/softxent/_control.h"]
 extensions = [
+    # These first: each takes as long as all others, which then fill what they leave of the cores.
+    *(extension(f"backends.cython._walk_{level}", [f"{WALK}_walk_{level}.pyx"], flags, walk_parts)
+      for level, flags in LEVELS.items()),
     extension("_native", ["src/softxent/_native.pyx", "src/softxent/_pool.c"], [],
               ["src/softxent/_pool.h", "src/softxent/_memory.h", "src/softxent/_control.h"]),
     extension("_ready", ["src/softxent/_ready.pyx"], [],
@@ -65,11 +69,11 @@ extensions = [
               ["src/softxent/kernels.pxd", "src/softxent/_control.h", *headers]),
     extension("backends.cython._bind", [WALK + "_bind.pyx"], [],
               headers),
-    *(extension(f"backends.cython._walk_{level}", [f"{WALK}_walk_{level}.pyx"], flags, walk_parts)
-      for level, flags in LEVELS.items()),
 ]
 extensions = cythonize(
     extensions,
+    # Side by side where processes fork: elsewhere each would run this file again.
+    nthreads=(os.cpu_count() or 1) if multiprocessing.get_start_method() == "fork" else 0,
     build_dir="build/cython",
     include_path=[WALK],
     compiler_directives={"language_level": "3", "boundscheck": False, "wraparound": False,
