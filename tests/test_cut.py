@@ -98,6 +98,24 @@ def test_same_bits_past_the_caches(dtype):
                 assert (room[shift + n * c :] == 7).all()
 
 
+def test_halves_in_exp_are_rounded_alike_beside_any_power():
+    """An e by its block's power is the e by its row's, where z log2 e is a half: without FMA."""
+    z = np.array([3.1191623, 3.8123095, 21.140989], "f4")
+    assert (z * np.float32(1.442695) % 1 == 0.5).all()  # in float32; its own half is not
+    blocks = np.arange(200_003) // 1024
+    z = np.minimum(RNG.choice(z, len(blocks)), 31 - (blocks % 5).astype("f4"))
+    z[::1024] = 31 - blocks[::1024] % 5
+    z[0] = 32
+    found = set()
+    for k in (1, 2):
+        for in_place in (False, True):
+            source = z.copy()
+            out = source if in_place else np.empty_like(source)
+            sx.softmax(source, out=out, n_threads=k)
+            found.add(out.tobytes())
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_same_bits_of_class_major_rows_from_anywhere_in_a_line(dtype):
     """Groups and threads' ranges begin at lines, wherever arrays do; nothing else is written."""

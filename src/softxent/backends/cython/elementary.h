@@ -242,17 +242,35 @@ SX_INLINE double sx_exp_rest_f64(double r, double exact, double last, double t)
     return p * sx_f64_of_bits(sx_bits_of_f64(t) << 52);
 }
 
+/* The nearest whole number to z by, and the power in the low bits of t. A half is rounded to the even
+   number: by k, which may be odd, the same z would have another number beside another power. With FMA
+   no z has a half by log2 e below 2^22, for its last bit is set (of a double's the last but one). */
+SX_INLINE float sx_whole_f32(float z, float by, float k, float *t)
+{
+    float n = sx_fma_f32(z, by, (float)SX_MAGIC_F32) - (float)SX_MAGIC_F32;
+    *t = n + k;
+    return n;
+}
+
+SX_INLINE double sx_whole_f64(double z, double by, double k, double *t)
+{
+    double n = sx_fma_f64(z, by, SX_MAGIC_F64) - SX_MAGIC_F64;
+    *t = n + k;
+    return n;
+}
+
 /* <= 1 ulp (measured: tests/test_exp.py) where the result is normal, else +0. */
 SX_INLINE float sx_exp_f32(float z, float k, float low)
 {
     float t, n, r, exact = 0.0f, last = 0.0f;
     z = low > z ? low : z;
+#if SX_HAS_FMA
     t = sx_fma_f32(z, (float)SX_LOG2E, k);
     n = t - k;
-#if SX_HAS_FMA
     r = sx_fma_f32(n, -SX_LN2_24_F32, z);      /* an exact difference */
     r = sx_fma_f32(n, -SX_LN2_24_REST_F32, r);
 #else
+    n = sx_whole_f32(z, (float)SX_LOG2E, k, &t);
     exact = (z - n * SX_LN2_11_F32) - n * SX_LN2_NEXT_11_F32;
     last = n * SX_LN2_22_REST_F32;
     r = exact - last;
@@ -264,12 +282,13 @@ SX_INLINE double sx_exp_f64(double z, double k, double low)
 {
     double t, n, r, exact = 0.0, last = 0.0;
     z = low > z ? low : z;
+#if SX_HAS_FMA
     t = sx_fma_f64(z, SX_LOG2E, k);
     n = t - k;
-#if SX_HAS_FMA
     r = sx_fma_f64(n, -SX_LN2, z);              /* an exact difference */
     r = sx_fma_f64(n, -SX_LN2_REST, r);
 #else
+    n = sx_whole_f64(z, SX_LOG2E, k, &t);
     exact = (z - n * SX_LN2_32) - n * SX_LN2_NEXT_21;
     last = n * SX_LN2_REST;
     r = exact - last;
@@ -339,8 +358,7 @@ SX_INLINE float sx_exp_scaled_f32(float x, float k, float low, const sx_scale *s
 {
     float t, n, r, exact = 0.0f, last = 0.0f;
     x = low > x ? low : x;
-    t = sx_fma_f32(x, scale->octaves_f32, k);
-    n = t - k;
+    n = sx_whole_f32(x, scale->octaves_f32, k, &t);
 #if SX_HAS_FMA
     r = sx_fma_f32(n, -scale->first_f32, x);
     r = sx_fma_f32(n, -scale->last_f32, r) * scale->inverse_f32;
@@ -356,8 +374,7 @@ SX_INLINE double sx_exp_scaled_f64(double x, double k, double low, const sx_scal
 {
     double t, n, r, exact = 0.0, last = 0.0;
     x = low > x ? low : x;
-    t = sx_fma_f64(x, scale->octaves, k);
-    n = t - k;
+    n = sx_whole_f64(x, scale->octaves, k, &t);
 #if SX_HAS_FMA
     r = sx_fma_f64(n, -scale->first, x);
     r = sx_fma_f64(n, -scale->last, r) * scale->inverse;

@@ -115,7 +115,7 @@ INVERSE_2_F64 = _hex("0x1.54bde47e00e33p+0")
 INVERSE_3_F64 = _hex("-0x1.c65285fd56843p-3")
 TANH_UP_TO = 0.9
 
-LOG2E_F32, _ONE_F32 = np.float32(LOG2E), np.float32(1.0)
+LOG2E_F32, _ONE_F32, _MAGIC = np.float32(LOG2E), np.float32(1.0), np.float32(MAGIC_F32)
 _EXPONENT_ONE = 0x3FF0000000000000
 _EXPONENT_52 = 0x4330000000000000
 _MANTISSA = 0x000FFFFFFFFFFFFF
@@ -187,19 +187,18 @@ def exp_f64(z, k, low):
 @inlined
 def exp_scaled_f32(x, k, low, scale):
     x = low if low > x else x
-    t = fma(x, scale.octaves_f32, k)
-    n = t - k
+    # By k, which may be odd, a half would be rounded otherwise beside another power: elementary.h.
+    n = fma(x, scale.octaves_f32, _MAGIC) - _MAGIC
     r = fma(n, -scale.first_f32, x)
-    return exp_rest_f32(fma(n, -scale.last_f32, r) * scale.inverse_f32, t)
+    return exp_rest_f32(fma(n, -scale.last_f32, r) * scale.inverse_f32, n + k)
 
 
 @inlined
 def exp_scaled_f64(x, k, low, scale):
     x = low if low > x else x
-    t = fma(x, scale.octaves, k)
-    n = t - k
+    n = fma(x, scale.octaves, MAGIC_F64) - MAGIC_F64
     r = fma(n, -scale.first, x)
-    return exp_rest_f64(fma(n, -scale.last, r) * scale.inverse, t)
+    return exp_rest_f64(fma(n, -scale.last, r) * scale.inverse, n + k)
 
 
 def _exp_of(z, k, low, scale):
