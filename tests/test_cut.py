@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -96,6 +98,44 @@ def test_same_bits_past_the_caches(dtype):
                 assert grad.tobytes() == wanted[1].tobytes()
                 assert (room[:shift] == 7).all()
                 assert (room[shift + n * c :] == 7).all()
+
+
+LONG_CALLS = {
+    "cross_entropy": sx.cross_entropy_with_grad,
+    "smoothing": functools.partial(sx.cross_entropy_with_grad, label_smoothing=0.1),
+    "temperature": functools.partial(sx.cross_entropy_with_grad, temperature=0.7, upstream=-3.0),
+    "squared error": sx.softmax_squared_error_with_grad,
+    "softmax": lambda z, y, *, grad_out, **more: (0, sx.softmax(z, out=grad_out, **more)),
+}
+
+
+@pytest.mark.parametrize("past", [False, True])
+@pytest.mark.parametrize("name", LONG_CALLS)
+@pytest.mark.parametrize(("dtype", "n_classes"), [
+    ("float32", 157_003), ("float32", 1_049_700), ("float64", 79_001), ("float16", 157_003)])
+def test_same_bits_of_rows_longer_than_what_is_kept(monkeypatch, dtype, n_classes, name, past):
+    """Further e are in the output, but for the last ones, or taken again: there, and in place."""
+    z = (4 * RNG.standard_normal((6, n_classes))).astype(dtype)
+    z = z if dtype == "float16" else special(z)
+    y = RNG.integers(0, n_classes, 6)
+    y[3] = -100
+    y[5], z[5, -2], z[5, 160_000 % n_classes :][:3000] = n_classes - 1, 30, -20
+    monkeypatch.setattr(_plan, "last_level_cache", lambda: 0 if past else 1 << 60)
+    _plan.forget_plans()
+    plan = sx.explain(z.shape, dtype, grad_out=True, n_threads=1)
+    assert plan.streams == (past and n_classes < 200_000)
+    call = LONG_CALLS[name]
+    more = {"n_threads": 1} if name == "softmax" else {"n_threads": 1, "reduction": "none"}
+    in_place = z.copy()
+    rows, _ = call(in_place, y, grad_out=in_place, **more)
+    for shift in (0, 1, 7):
+        room = np.full(z.size + 40, 7, dtype)
+        out = room[shift : shift + z.size].reshape(z.shape)
+        again, _ = call(z, y, grad_out=out, **more)
+        assert np.asarray(again).tobytes() == np.asarray(rows).tobytes()
+        assert out.tobytes() == in_place.tobytes()
+        assert (room[:shift] == 7).all()
+        assert (room[shift + z.size :] == 7).all()
 
 
 def test_halves_in_exp_are_rounded_alike_beside_any_power():

@@ -25,11 +25,15 @@ CUT_FROM = 64 * BLOCK
 # of memory has sixteen.
 ROWS_TOGETHER = 32
 LINE_OF_ROWS = 16
-# Bytes of a row whose e a walk keeps between its passes (call.h, SX_KEPT); behind them exp is taken
-# again, in one loop with normal stores. Rows more than twice as long are not stored past the
-# caches: 32 x 1,000,000 took 1.3 times as long there (Zen 4), and 16 x 1,000,000 as long as without
-# (Zen 3), where 64 x 262,144 is 1.14 to 1.18 times as fast, and 100 x 160,000 1.33.
+# Bytes of a row whose e a walk keeps between its passes (call.h, SX_KEPT). What further e are worth
+# by the row's length in it, on an EPYC (Zen 3), one thread and two. Stored past the caches, exp
+# taken again: 64 x 262,144 float32 1.14 to 1.18 times as fast as with normal stores, 64 x 524,288
+# 1.32 and 1.05. Kept in the output: beside that, 64 x 524,288 0.98 and 0.95, 20 x 700,000 1.24 and
+# 1.03, 16 x 1,000,000 1.10 and 1.04; of doubles, whose exp takes longer, 32 x 131,072 1.01, 16 x
+# 262,144 1.18 and 1.13, 16 x 1,000,000 1.21 and 1.06.
 KEPT_ROW = 622_592
+STREAMED_ROWS = {"float64": 2 * KEPT_ROW}
+STREAMED_ROW = 4 * KEPT_ROW
 # How much of the last cache logits and gradient may have and still go there. By trial on an EPYC
 # (Zen 3), rows of 2,000 float32, two threads, the time with normal stores over that past the
 # caches: 16 MB of 32 1.15, followed by a sum of the gradient 1.05, by a product with it 0.95; 25 MB
@@ -273,8 +277,9 @@ def _streams(key: Key, n_rows: int, n_classes: int, tuning: Tuning) -> bool:
     """Return whether the map is to go past the caches."""
     size = {"float64": 8, "float32": 4}.get(key.dtype, 2)
     row = n_classes * size
+    longest = STREAMED_ROWS.get(key.dtype, STREAMED_ROW)
     return (key.apart and key.order == "C" and tuning.streamed_row <= row
-            and n_classes * max(size, 4) <= 2 * KEPT_ROW
+            and n_classes * max(size, 4) <= longest
             and 2 * n_rows * row > STREAMED_SHARE * last_level_cache())
 
 

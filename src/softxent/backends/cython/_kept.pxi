@@ -30,6 +30,8 @@ cdef inline real* kept_block(Rows* rows, int64_t j, int64_t k0, int64_t length,
                              real* unused) noexcept nogil:
     # Where a block's e are kept, or NULL.
     if rows.kept == NULL or k0 + whole_lanes(length) > rows.kept_pitch:
+        if k0 + whole_lanes(length) <= rows.kept_in_output and rows.g[j] != rows.z[j]:
+            return <real*>rows.g[j] + k0
         return NULL
     return <real*>rows.kept + (j * rows.kept_pitch + k0)
 

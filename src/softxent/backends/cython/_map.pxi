@@ -32,9 +32,18 @@ cdef void map_run(const sx_call* call, Rows* rows, int64_t j, const real* x, con
             for i in range(length):
                 out[i] = widely(exp_of(x[i], k, low, scale), rows.a[j], slope[i])
         return
+    power_of(rows.n[j], &k, &low, scale)
     if has_kept(call, rows, j, k0, length, <real*>NULL):
         e = kept_block(rows, j, k0, length, <real*>NULL)
         shift = <real>sx_pow2(kept_steps(rows, j, k0))
+    elif last and call.streams:
+        # Near, for what passes the caches begins at a line of its own.
+        e = <real*>(room + ROOM_E)
+        shift = 1
+        exp_any(x, length, k, low, scale, e)
+    else:
+        e = NULL
+    if e != NULL:
         if real is float:
             if last and call.streams:
                 sx_stream_run_f32(e, shift, <float>rows.a[j], length, out)
@@ -47,7 +56,6 @@ cdef void map_run(const sx_call* call, Rows* rows, int64_t j, const real* x, con
                 sx_scale_run_f64(e, shift, rows.a[j], length, out)
     else:
         # exp and product in one loop: one computes while the other stores.
-        power_of(rows.n[j], &k, &low, scale)
         a = <real>rows.a[j]
         i = 0
         if scaling is sx_unit and SX_HAS_EXP_BLOCK:

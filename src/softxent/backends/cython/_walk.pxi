@@ -316,8 +316,9 @@ cdef enum:
     # that many further on: lines of as many classes stay in an L2 until they are used.
     FETCHED_CLASSES = 1024
     FETCHED_AHEAD = 32
-    # Blocks whose power is kept: what SX_KEPT holds of float32, and a shorter one a row.
-    KEPT_POWERS = 184
+    # Blocks whose power is kept: what SX_KEPT holds of float32, and a shorter one a row; of one long
+    # row, whose output has further e, about a million classes.
+    KEPT_POWERS = 1024
     # Longest stretch of rows (elements) between the passes, where e is kept, by trial; and where it is
     # not: half of the smallest usual L1.
     NEAR_KEPT = 16384
@@ -355,7 +356,8 @@ cdef struct Rows:
     char* kept
     int64_t kept_pitch
     char* e_to               # where the next block's e go instead; NULL: nowhere
-    int64_t unused[3]        # up to a line, so that no vector of a field lies in two
+    int64_t kept_in_output   # up to there, further e of a row by itself are in its output
+    int64_t unused[2]        # up to a line, so that no vector of a field lies in two
     double kept_n[KEPT_POWERS]
     char* z[GROUP]
     char* g[GROUP]
@@ -1226,6 +1228,10 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
             keep_rows(rows, kept + turn * (SX_KEPT // 2), SX_KEPT // 2, together, classes, unused)
         else:
             keep_rows(rows, kept, SX_KEPT, together, classes, unused)
+        rows.kept_in_output = 0
+        if (in_order and together == 1 and second == NULL and keeps(call) and is_plain(call)
+                and call.out_map.direct == SX_IN_PLACE and not call.streams):
+            rows.kept_in_output = min(classes & ~<int64_t>(LANES - 1), KEPT_POWERS * BLOCK)
         for i in range(GROUP):
             rows.focus[i] = 1.0
             rows.pull[i] = 1.0
