@@ -9,17 +9,40 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from softxent import _cache
-from softxent._machine import cpu_name, highest_level
+from softxent._machine import cpu_name, highest_level, usable_levels
 from softxent._threads import native
 
 #: Rows of up to so many classes are summed and mapped together, in tiles: a class of shapes.
 SHORT_ROWS = 64
 _NAME = "tuning"
+
+
+class _Costs(NamedTuple):
+    row_ns: Mapping[str, tuple[float, float]]
+    element_ns: Mapping[str, tuple[float, float]]
+    parallel_from_ns: float
+
+
+# Loss and gradient, one thread, November 2026, and work from which a second thread pays where calls
+# follow each other closely, so that its workers still spin (`python benchmarks/threads.py`). On an
+# EPYC with AVX-512 (Zen 4), float32: 11 ns a row of 2 classes, 16 of 10, 40 of 30, 110 of 100, 560
+# of 1,000; workers take 2-3 us to join.
+_WITH_AVX512 = _Costs({"float32": (8.0, 60.0), "float64": (16.0, 120.0)},
+                      {"float32": (1.0, 0.5), "float64": (2.0, 1.0)}, 15_000.0)
+# On one without (Zen 3, v3, two virtual processors): 18-22, 30-35, 65-80, 145-170 and 850-1,000;
+# float64 22, 50, 115, 265 and 2,000. Two threads took 1.2 to 1.3 times as long for 20 us of work,
+# 0.7 to 1.2 for 40.
+_WITHOUT = _Costs({"float32": (14.0, 75.0), "float64": (20.0, 90.0)},
+                  {"float32": (1.9, 0.85), "float64": (3.5, 1.9)}, 30_000.0)
+
+
+def _shipped() -> _Costs:
+    return _WITH_AVX512 if usable_levels()[:1] == ("v4",) else _WITHOUT
 
 
 @dataclass(frozen=True)
@@ -46,16 +69,12 @@ class Tuning:
         Whether `tune` has measured it on this machine, or it is as shipped.
     """
 
-    # float32, loss and gradient: `softxent bench --threads 1` on an EPYC (Zen 4, AVX-512), November
-    # 2026: 11 ns a row of 2 classes, 16 of 10, 40 of 30, 110 of 100, 560 of 1,000.
     row_ns: Mapping[str, tuple[float, float]] = field(
-        default_factory=lambda: {"float32": (8.0, 60.0), "float64": (16.0, 120.0)})
+        default_factory=lambda: dict(_shipped().row_ns))
     element_ns: Mapping[str, tuple[float, float]] = field(
-        default_factory=lambda: {"float32": (1.0, 0.5), "float64": (2.0, 1.0)})
-    # By `python benchmarks/threads.py` on the same machine: where calls follow each other closely,
-    # its workers still spin, and take 2-3 us to join; where they have parked, as in a trainer, a
-    # virtual machine takes 20-50 us to wake one.
-    parallel_from_ns: float = 15_000.0
+        default_factory=lambda: dict(_shipped().element_ns))
+    parallel_from_ns: float = field(default_factory=lambda: _shipped().parallel_from_ns)
+    # Where workers have parked, as in a trainer, a virtual machine takes 20-50 us to wake one.
     wakes_from_ns: float = 150_000.0
     # Time with normal stores over time past the caches, two threads, float32, same machine: rows of
     # 1,028 bytes .84, 4,000 1.0, 16,396 1.07, 128,000 1.13. On an EPYC without AVX-512 (Zen 3): 400
