@@ -42,7 +42,9 @@ _WITHOUT = _Costs({"float32": (14.0, 75.0), "float64": (20.0, 90.0)},
 
 
 def _shipped() -> _Costs:
-    return _WITH_AVX512 if usable_levels()[:1] == ("v4",) else _WITHOUT
+    # Without the extension LLVM would have to be loaded, to ask it, for a call of NumPy's, too.
+    has_avx512 = native() is not None and usable_levels()[:1] == ("v4",)
+    return _WITH_AVX512 if has_avx512 else _WITHOUT
 
 
 @dataclass(frozen=True)
