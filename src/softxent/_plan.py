@@ -30,10 +30,10 @@ LINE_OF_ROWS = 16
 # taken again: 64 x 262,144 float32 1.14 to 1.18 times as fast as with normal stores, 64 x 524,288
 # 1.32 and 1.05. Kept in the output: beside that, 64 x 524,288 0.98 and 0.95, 20 x 700,000 1.24 and
 # 1.03, 16 x 1,000,000 1.10 and 1.04; of doubles, whose exp takes longer, 32 x 131,072 1.01, 16 x
-# 262,144 1.18 and 1.13, 16 x 1,000,000 1.21 and 1.06.
+# 262,144 1.18 and 1.13, 16 x 1,000,000 1.21 and 1.06. But with other memory at work between, 16 x
+# 1,000,000 float32 takes 1.03 to 1.13 and 1.10 times as long with e in the output: of doubles only.
 KEPT_ROW = 622_592
-STREAMED_ROWS = {"float64": 2 * KEPT_ROW}
-STREAMED_ROW = 4 * KEPT_ROW
+STREAMED_DOUBLES = 2 * KEPT_ROW
 # How much of the last cache logits and gradient may have and still go there. By trial on an EPYC
 # (Zen 3), rows of 2,000 float32, two threads, the time with normal stores over that past the
 # caches: 16 MB of 32 1.15, followed by a sum of the gradient 1.05, by a product with it 0.95; 25 MB
@@ -277,9 +277,8 @@ def _streams(key: Key, n_rows: int, n_classes: int, tuning: Tuning) -> bool:
     """Return whether the map is to go past the caches."""
     size = {"float64": 8, "float32": 4}.get(key.dtype, 2)
     row = n_classes * size
-    longest = STREAMED_ROWS.get(key.dtype, STREAMED_ROW)
     return (key.apart and key.order == "C" and tuning.streamed_row <= row
-            and n_classes * max(size, 4) <= longest
+            and (key.dtype != "float64" or row <= STREAMED_DOUBLES)
             and 2 * n_rows * row > STREAMED_SHARE * last_level_cache())
 
 
