@@ -103,6 +103,8 @@ def test_same_bits_past_the_caches(dtype):
 LONG_CALLS = {
     "cross_entropy": sx.cross_entropy_with_grad,
     "smoothing": functools.partial(sx.cross_entropy_with_grad, label_smoothing=0.1),
+    "probabilities": lambda z, y, **more: sx.cross_entropy_with_grad(
+        z, np.random.default_rng(1).random(z.shape, np.float32) / z.shape[1], **more),
     "temperature": functools.partial(sx.cross_entropy_with_grad, temperature=0.7, upstream=-3.0),
     "squared error": sx.softmax_squared_error_with_grad,
     "softmax": lambda z, y, *, grad_out, **more: (0, sx.softmax(z, out=grad_out, **more)),

@@ -59,9 +59,9 @@ cdef void start_parts(const sx_call* call, Distillation* d, int64_t lo) noexcept
     sx_cursor_start(&d.at_student, &d.student, lo)
     sx_cursor_start(&d.at_teacher, &d.teacher, lo)
     sx_cursor_start(&d.at_hard, &d.hard, lo)
-    d.of_student.kept = d.of_teacher.kept = d.of_hard.kept = NULL
-    d.of_student.kept_in_output = d.of_teacher.kept_in_output = d.of_hard.kept_in_output = 0
-    d.of_student.e_to = d.of_teacher.e_to = d.of_hard.e_to = NULL
+    keep_nothing(&d.of_student)
+    keep_nothing(&d.of_teacher)
+    keep_nothing(&d.of_hard)
     for j in range(GROUP):
         d.of_hard.focus[j] = 1.0
         d.of_hard.pull[j] = 1.0

@@ -14,6 +14,13 @@ cdef inline bint keeps(const sx_call* call) noexcept nogil:
     return call.out_map.rows.data != NULL and call.softcap == 0.0 and call.op != LOG_SOFTMAX
 
 
+cdef inline void keep_nothing(Rows* rows) noexcept nogil:
+    rows.kept = NULL
+    rows.kept_pitch = 0
+    rows.kept_in_output = 0
+    rows.e_to = NULL
+
+
 cdef inline void keep_rows(Rows* rows, char* kept, int64_t size, int64_t together, int64_t classes,
                            real* unused) noexcept nogil:
     # In `size` bytes at `kept`; NULL: nowhere.

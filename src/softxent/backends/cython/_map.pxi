@@ -32,17 +32,20 @@ cdef void map_run(const sx_call* call, Rows* rows, int64_t j, const real* x, con
             for i in range(length):
                 out[i] = widely(exp_of(x[i], k, low, scale), rows.a[j], slope[i])
         return
-    power_of(rows.n[j], &k, &low, scale)
+    e = NULL
     if has_kept(call, rows, j, k0, length, <real*>NULL):
         e = kept_block(rows, j, k0, length, <real*>NULL)
         shift = <real>sx_pow2(kept_steps(rows, j, k0))
-    elif last and call.streams:
-        # Near, for what passes the caches begins at a line of its own.
-        e = <real*>(room + ROOM_E)
-        shift = 1
-        exp_any(x, length, k, low, scale, e)
     else:
-        e = NULL
+        power_of(rows.n[j], &k, &low, scale)
+        if last and call.streams:
+            # Near, for what passes the caches begins at a line of its own.
+            e = <real*>(room + ROOM_E)
+            shift = 1
+            i = 0
+            while i < length:
+                exp_part(x + i, min(length - i, STRIPE), k, low, scale, e + i)
+                i += STRIPE
     if e != NULL:
         if real is float:
             if last and call.streams:

@@ -36,15 +36,6 @@ cdef inline void exp_run(const real* x, int64_t length, real k, real low, const 
         e[i] = exp_of(x[i], k, low, scale)
 
 
-cdef inline void exp_any(const real* x, int64_t length, real k, real low, const scaling* scale,
-                         real* e) noexcept nogil:
-    # Of any number of them.
-    cdef int64_t i, whole = length & ~<int64_t>(LANES // 2 - 1)
-    exp_run(x, whole, k, low, scale, e)
-    for i in range(whole, length):
-        e[i] = exp_of(x[i], k, low, scale)
-
-
 cdef inline void exp_part(const real* x, int64_t length, real k, real low, const scaling* scale,
                           real* e) noexcept nogil:
     # Up to STRIPE of them; e, apart from x, has room for whole lanes: +0 behind `length`.

@@ -37,10 +37,7 @@ cdef void start_fresh(Rows* rows, int64_t count) noexcept nogil:
     cdef int64_t j
     rows.count = count
     rows.half = NULL
-    rows.kept = NULL
-    rows.kept_pitch = 0
-    rows.e_to = NULL
-    rows.kept_in_output = 0
+    keep_nothing(rows)
     for j in range(GROUP):
         rows.focus[j] = 1.0
         rows.pull[j] = 1.0

@@ -1231,14 +1231,13 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
     for turn in range(2):
         rows = &groups[turn]
         rows.count = 0
-        rows.e_to = NULL
         rows.half = &half
+        keep_nothing(rows)
         if in_turn:
             keep_rows(rows, kept + turn * (SX_KEPT // 2), SX_KEPT // 2, together, classes, unused)
         else:
             keep_rows(rows, kept, SX_KEPT, together, classes, unused)
-        rows.kept_in_output = 0
-        if (in_order and together == 1 and second == NULL and keeps(call) and is_plain(call)
+        if (in_order and together == 1 and second == NULL and keeps(call)
                 and call.out_map.direct == SX_IN_PLACE and not call.streams):
             rows.kept_in_output = min(classes & ~<int64_t>(LANES - 1), KEPT_POWERS * BLOCK)
         for i in range(GROUP):
