@@ -63,9 +63,9 @@ cdef void map_run(const sx_call* call, Rows* rows, int64_t j, const real* x, con
         i = 0
         if scaling is sx_unit and SX_HAS_EXP_BLOCK:
             if real is float:
-                i = sx_exp_times_fours_f32(x, length, k, low, a, out)
+                i = sx_exp_times_many_f32(x, length, k, low, a, out)
             else:
-                i = sx_exp_times_fours_f64(x, length, k, low, a, out)
+                i = sx_exp_times_many_f64(x, length, k, low, a, out)
         if x == out:
             for i in range(i, length):
                 out[i] = fma_of(exp_of(out[i], k, low, scale), a, <real>0.0)

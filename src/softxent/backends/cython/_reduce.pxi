@@ -28,9 +28,9 @@ cdef inline void exp_run(const real* x, int64_t length, real k, real low, const 
     cdef int64_t i
     if scaling is sx_unit and SX_HAS_EXP_BLOCK:
         if real is float:
-            sx_exp_fours_f32(x, length, k, low, e)
+            sx_exp_many_f32(x, length, k, low, e)
         else:
-            sx_exp_fours_f64(x, length, k, low, e)
+            sx_exp_many_f64(x, length, k, low, e)
         return
     for i in range(length):
         e[i] = exp_of(x[i], k, low, scale)
@@ -94,32 +94,6 @@ cdef inline void see(Next* next, real* unused) noexcept nogil:
         next.start = 0
 
 
-cdef inline double fused(const real* x, int64_t stripes, int64_t place_1, int64_t place_2, real k,
-                         real low, const real* next, real* e, double* lanes) noexcept nogil:
-    if real is float:
-        return sx_exp_and_sum_f32(x, stripes, place_1, place_2, k, low, next,
-                                  AHEAD + BLOCK * sizeof(real), e, lanes)
-    else:
-        return sx_exp_and_sum_f64(x, stripes, place_1, place_2, k, low, next,
-                                  AHEAD + BLOCK * sizeof(real), e, lanes)
-
-
-cdef inline void fused_tail(const real* x, int64_t length, int64_t place_1, int64_t place_2, real k,
-                            real low, real* e, double* lanes) noexcept nogil:
-    if real is float:
-        sx_exp_and_sum_tail_f32(x, length, place_1, place_2, k, low, e, lanes)
-    else:
-        sx_exp_and_sum_tail_f64(x, length, place_1, place_2, k, low, e, lanes)
-
-
-cdef inline double fused_short(const real* x, int64_t length, int64_t place_1, int64_t place_2,
-                               real k, real low, real* e) noexcept nogil:
-    if real is float:
-        return sx_exp_and_sum_short_f32(x, length, place_1, place_2, k, low, e)
-    else:
-        return sx_exp_and_sum_short_f64(x, length, place_1, place_2, k, low, e)
-
-
 cdef inline double exp_block(const real* x, int64_t length, int64_t place_1, int64_t place_2, real k,
                              real low, Next* next, real* e) noexcept nogil:
     cdef real top = 0
@@ -141,30 +115,13 @@ cdef double exp_and_sum(const real* x, int64_t length, int64_t place_1, int64_t 
     cdef int64_t i = 0, j, part, at_1, at_2
     if scaling is sx_unit and SX_HAS_EXP_BLOCK:
         return exp_block(x, length, place_1, place_2, k, low, next, e)
-    if scaling is sx_unit and SX_HAS_FUSED and length < STRIPE:
-        see(next, <real*>NULL)
-        return fused_short(x, length, place_1, place_2, k, low, e)
     for j in range(LANES):
         lanes[j] = 0.0
-    if scaling is sx_unit and SX_HAS_FUSED:
-        if next.x == NULL:
-            i = length & ~<int64_t>(STRIPE - 1)
-            fused(x, i // STRIPE, place_1, place_2, k, low, <const real*>NULL, e, lanes)
-        else:
-            i = min(length, next.length) & ~<int64_t>(STRIPE - 1)
-            next.top = fused(x, i // STRIPE, place_1, place_2, k, low, <const real*>next.x, e, lanes)
-            if i < next.length:
-                next.top = larger(<real>next.top,
-                                  block_top(<const real*>next.x + i, next.length - i))
-    else:
-        see(next, <real*>NULL)
+    see(next, <real*>NULL)
     while i < length:
         part = min(length - i, STRIPE)
         at_1 = within(place_1, i)
         at_2 = within(place_2, i)
-        if scaling is sx_unit and SX_HAS_FUSED and part < STRIPE:
-            fused_tail(x + i, part, at_1, at_2, k, low, e + i, lanes)
-            break
         exp_part(x + i, part, k, low, scale, e + i)
         if at_1 < 0 and at_2 < 0:
             if real is float:

@@ -127,21 +127,6 @@ cdef extern from "lanes.h" nogil:
     void sx_add_stripe_but_f64(double* e, int64_t length, int64_t place_1, int64_t place_2,
                                double* lanes)
     double sx_fold_lanes(double* lanes)
-    const int SX_HAS_FUSED
-    float sx_exp_and_sum_f32(const float* x, int64_t stripes, int64_t place_1, int64_t place_2,
-                             float k, float low, const float* next, int64_t ahead, float* e,
-                             double* lanes)
-    double sx_exp_and_sum_f64(const double* x, int64_t stripes, int64_t place_1, int64_t place_2,
-                              double k, double low, const double* next, int64_t ahead, double* e,
-                              double* lanes)
-    void sx_exp_and_sum_tail_f32(const float* x, int64_t length, int64_t place_1, int64_t place_2,
-                                 float k, float low, float* e, double* lanes)
-    void sx_exp_and_sum_tail_f64(const double* x, int64_t length, int64_t place_1, int64_t place_2,
-                                 double k, double low, double* e, double* lanes)
-    double sx_exp_and_sum_short_f32(const float* x, int64_t length, int64_t place_1, int64_t place_2,
-                                    float k, float low, float* e)
-    double sx_exp_and_sum_short_f64(const double* x, int64_t length, int64_t place_1,
-                                    int64_t place_2, double k, double low, double* e)
     void sx_copy_tail_f32(const float* x, int64_t length, float* to)
     void sx_copy_tail_f64(const double* x, int64_t length, double* to)
     void sx_columns_of_rows_f32(const float* rows, int64_t count, int64_t classes, int64_t pitch,
@@ -168,11 +153,11 @@ cdef extern from "lanes.h" nogil:
 
 cdef extern from "exp_block.h" nogil:
     const int SX_HAS_EXP_BLOCK
-    int64_t sx_exp_fours_f32(const float* x, int64_t length, float k, float low, float* e)
-    int64_t sx_exp_fours_f64(const double* x, int64_t length, double k, double low, double* e)
-    int64_t sx_exp_times_fours_f32(const float* x, int64_t length, float k, float low, float a,
+    void sx_exp_many_f32(const float* x, int64_t length, float k, float low, float* e)
+    void sx_exp_many_f64(const double* x, int64_t length, double k, double low, double* e)
+    int64_t sx_exp_times_many_f32(const float* x, int64_t length, float k, float low, float a,
                                    float* to)
-    int64_t sx_exp_times_fours_f64(const double* x, int64_t length, double k, double low, double a,
+    int64_t sx_exp_times_many_f64(const double* x, int64_t length, double k, double low, double a,
                                    double* to)
     void sx_exp_times_classes_f32(const char* at, int64_t stride, int64_t count, int64_t length,
                                   const float* k, const float* low, const float* a, char* to,

@@ -297,10 +297,8 @@ static inline void sx_lack_memory(const sx_call *call) { sx_note(&call->no_memor
 /* ---- room for a walk ------------------------------------------------------------------------- */
 
 #if defined(_MSC_VER)
-#define SX_ALIGNED __declspec(align(64))
 #define SX_THREAD_LOCAL __declspec(thread) SX_ALIGNED
 #else
-#define SX_ALIGNED __attribute__((aligned(64)))
 #define SX_THREAD_LOCAL _Thread_local SX_ALIGNED
 #endif
 

@@ -39,6 +39,13 @@
 #define SX_NOINLINE
 #endif
 
+/* At a line of memory. */
+#if defined(_MSC_VER)
+#define SX_ALIGNED __declspec(align(64))
+#else
+#define SX_ALIGNED __attribute__((aligned(64)))
+#endif
+
 /* A CPU whose compiler flags promise FMA: x86-64-v3 and up, aarch64. */
 #if defined(__GNUC__) && (defined(__FMA__) || defined(__aarch64__))
 #define SX_HAS_FMA 1

@@ -57,7 +57,8 @@ SX_INLINE float sx_widen_part(const uint16_t *from, int is_brain, int64_t length
         _mm512_mask_storeu_ps(to + i + 16 * v, m, x);
         top[v] = _mm512_mask_max_ps(top[v], m, x, top[v]);
     }
-    return sx_fold_top_f32(top[0], top[1], top[2], top[3]);
+    return sx_top_of_vector_f32(_mm512_max_ps(_mm512_max_ps(top[3], top[1]),
+                                              _mm512_max_ps(top[2], top[0])));
 }
 
 SX_INLINE int64_t sx_narrow_part(const float *e, float shift, float a, int64_t length, int is_brain,
