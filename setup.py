@@ -55,7 +55,8 @@ def extension(name: str, sources: list[str], flags: list[str], depends: list[str
 
 
 headers = [WALK + name + ".h" for name in (
-    "call", "elementary", "exp_block", "exp_block_of", "lanes", "sixteen", "sixteen_lanes", "vectors")]
+    "call", "elementary", "exp_block", "exp_block_of", "lanes", "sixteen", "sixteen_lanes",
+    "vectors")]
 walk_parts = [*sorted(glob.glob(WALK + "*.pxi")), *headers, "src/softxent/_control.h"]
 extensions = [
     # These first: each takes as long as all others, which then fill what they leave of the cores.

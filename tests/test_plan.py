@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import softxent as sx
-from softxent import _plan, _run, _threads
+from softxent import _machine, _plan, _run, _threads
 from softxent.backends import BACKENDS
 
 RNG = np.random.default_rng(0)
@@ -106,6 +106,17 @@ def test_doubles_of_which_little_is_kept_are_not_streamed():
     assert sx.explain((10**4, longest), "float64", grad_out=True).streams
     assert not sx.explain((10**4, longest + 1), "float64", grad_out=True).streams
     assert sx.explain((10**3, 10**6), grad_out=True).streams
+
+
+def test_a_cache_that_a_host_has_for_many_is_not_ours(monkeypatch, tmp_path):
+    """Two processors were told of 480 MB: nothing went past the caches, 1.3 times as long."""
+    (tmp_path / "index3").mkdir()
+    (tmp_path / "index3" / "size").write_text("491520K\n")
+    monkeypatch.setattr(_machine, "_CACHES", tmp_path)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert _machine.last_level_cache.__wrapped__() == 64 << 20
+    monkeypatch.setattr(os, "cpu_count", lambda: 32)
+    assert _machine.last_level_cache.__wrapped__() == 480 << 20
 
 
 @pytest.mark.parametrize(

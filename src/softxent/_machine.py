@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import re
 from pathlib import Path
@@ -63,13 +64,19 @@ def cpu_name() -> str:
 
 #: Bytes of a last-level cache where the system does not say: a server's of 8 cores or so.
 USUAL_CACHE = 32 << 20
+#: Of it, what a processor can count on at most: a virtual machine is told of all of its host's,
+#: which others have, too. Two processors of a Xeon (Granite Rapids) with "480 MB", rows of 1,000
+#: float32, the time with normal stores over that past the caches, by the bytes of logits and
+#: gradient: 33 MB 0.90, 66 MB 1.02, 131 MB 1.15; 1,024 x 32,000 1.28. The largest that eight cores
+#: share, 96 MB of an EPYC, are less.
+CACHE_OF_PROCESSOR = 32 << 20
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 @functools.cache
 def last_level_cache() -> int:
-    """Return the bytes of the largest cache of the first processor."""
+    """Return the bytes of the largest cache of the first processor that are within reach."""
     found = []
     try:
         for text in (path.read_text() for path in _CACHES.glob("index*/size")):
@@ -78,7 +85,7 @@ def last_level_cache() -> int:
                 found.append(int(match[1]) * _UNITS[match[2]])
     except OSError:
         pass
-    return max(found, default=USUAL_CACHE)
+    return min(max(found, default=USUAL_CACHE), CACHE_OF_PROCESSOR * (os.cpu_count() or 1))
 
 
 def usable_levels() -> tuple[str, ...]:
