@@ -140,6 +140,46 @@ def test_same_bits_of_rows_longer_than_what_is_kept(monkeypatch, dtype, n_classe
         assert (room[shift + z.size :] == 7).all()
 
 
+@pytest.mark.parametrize("past", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("n_classes", [255, 256, 490, 1000, 1024, 1029, 2061, 5003, 40_007])
+def test_same_bits_of_a_map_in_turn(monkeypatch, dtype, n_classes, past):
+    """Of the rows before, while others are reduced; each row by itself has none before it."""
+    z = (4 * RNG.standard_normal((41, n_classes))).astype(dtype)
+    if dtype != "float16":
+        z[:9] = special(z[:9])
+        z[20:23] = special(z[20:23])
+        # By a shift below the smallest normal number, which that block's e are above.
+        z[30], z[30, 1024:2048] = 0, -87.9 if dtype == "float32" else -708.8
+        z[31, 1010:] -= 90
+        z[32, :1100] -= 900
+    y = RNG.integers(0, n_classes, len(z))
+    y[[4, 24, 40]] = -100
+    monkeypatch.setattr(_plan, "last_level_cache", lambda: 0 if past else 1 << 60)
+    monkeypatch.setattr(_plan, "PIECE_NS", 1e12)  # all rows are one piece
+    _plan.forget_plans()
+    plan = sx.explain(z.shape, dtype, grad_out=True, n_threads=1)
+    assert (plan.streams, plan.grain) == (past, len(z))
+    # Or all that is small would be 0 after the division by the sum.
+    upstream = 1.0 if dtype == "float16" else 2.0**20
+    more = {"n_threads": 1, "reduction": "none", "upstream": upstream}
+    wanted = [sx.cross_entropy_with_grad(z[j : j + 1], y[j : j + 1], **more) for j in range(len(z))]
+    rows = np.concatenate([loss for loss, _ in wanted])
+    grads = np.concatenate([grad for _, grad in wanted])
+    in_place = z.copy()
+    again, _ = sx.cross_entropy_with_grad(in_place, y, grad_out=in_place, **more)
+    assert again.tobytes() == rows.tobytes()
+    assert in_place.tobytes() == grads.tobytes()
+    for shift in (0, 1, 7, 12):
+        room = np.full(z.size + 40, 7, dtype)
+        out = room[shift : shift + z.size].reshape(z.shape)
+        again, _ = sx.cross_entropy_with_grad(z, y, grad_out=out, **more)
+        assert again.tobytes() == rows.tobytes()
+        assert out.tobytes() == grads.tobytes()
+        assert (room[:shift] == 7).all()
+        assert (room[shift + z.size :] == 7).all()
+
+
 def test_halves_in_exp_are_rounded_alike_beside_any_power():
     """An e by its block's power is the e by its row's, where z log2 e is a half: without FMA."""
     z = np.array([3.1191623, 3.8123095, 21.140989], "f4")

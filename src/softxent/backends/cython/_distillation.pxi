@@ -139,9 +139,7 @@ cdef void reduce_parts(Distillation* d, int64_t j, const real* x, const real* u,
     cdef double so_far = (teacher.rest[j] + teacher.carry[j]) + teacher.e_top[j]
     cdef real k, low
     cdef real largest = block_top(x, length)
-    cdef Next none
-    none.x = NULL
-    none.length = 0
+    cdef Next none = nothing_next()
     reduce_block(&d.student, student, j, x, <const real*>NULL, k0, length, largest, 0, &none, scale, room)
     reduce_block(&d.teacher, teacher, j, u, <const real*>NULL, k0, length, block_top(u, length), 0, &none,
                  scale, room)

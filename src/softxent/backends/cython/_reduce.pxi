@@ -86,6 +86,22 @@ cdef struct Next:
     int64_t length
     double top
     int64_t start    # no earlier one is as large
+    sx_beside beside # some other map: what is left of it
+
+
+cdef inline Next nothing_next() noexcept nogil:
+    cdef Next next
+    next.x = NULL
+    next.length = 0
+    next.top = 0.0
+    next.start = 0
+    next.beside.e = NULL
+    next.beside.to = NULL
+    next.beside.shift = 1.0
+    next.beside.a = 1.0
+    next.beside.length = 0
+    next.beside.streams = 0
+    return next
 
 
 cdef inline void see(Next* next, real* unused) noexcept nogil:
@@ -100,10 +116,12 @@ cdef inline double exp_block(const real* x, int64_t length, int64_t place_1, int
     cdef double sum
     if real is float:
         sum = sx_exp_block_f32(x, length, place_1, place_2, k, low, <const real*>next.x, next.length,
-                               AHEAD + BLOCK * sizeof(real), e, &top, &next.start)
+                               AHEAD + BLOCK * sizeof(real), &next.beside, e, &top,
+                               &next.start)
     else:
         sum = sx_exp_block_f64(x, length, place_1, place_2, k, low, <const real*>next.x, next.length,
-                               AHEAD + BLOCK * sizeof(real), e, &top, &next.start)
+                               AHEAD + BLOCK * sizeof(real), &next.beside, e, &top,
+                               &next.start)
     next.top = top
     return sum
 

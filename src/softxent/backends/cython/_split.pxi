@@ -68,14 +68,12 @@ cdef inline real* split_e(const sx_call* call, Split* split, int64_t u, int64_t 
 cdef int split_reduce(const sx_call* call, Split* split, int64_t lo, int64_t hi, sx_control* control,
                       real* unused) noexcept nogil:
     cdef Rows one
-    cdef Next none
+    cdef Next none = nothing_next()
     cdef sx_unit unit
     cdef char* room = sx_room()
     cdef const real* x
     cdef real top = 0
     cdef int64_t u, j, k0, length, blocks = blocks_of(call.n_classes)
-    none.x = NULL
-    none.length = 0
     for u in range(lo, hi):
         j = u // blocks
         k0 = (u - j * blocks) * BLOCK

@@ -106,6 +106,7 @@ cdef extern from "call.h" nogil:
     void sx_refuse(const sx_call* call)
     void sx_lack_memory(const sx_call* call)
     char* sx_room()
+    int64_t sx_second_cache()
     char* sx_kept_take()
     void sx_kept_release(char* kept)
     enum:
@@ -150,8 +151,15 @@ cdef extern from "lanes.h" nogil:
     void sx_stream_run_f32(const float* e, float shift, float a, int64_t length, float* to)
     void sx_stream_run_f64(const double* e, double shift, double a, int64_t length, double* to)
     void sx_stream_end()
+    int64_t sx_before_line(const void* to, int64_t size, int64_t length)
 
 cdef extern from "exp_block.h" nogil:
+    ctypedef struct sx_beside:
+        const void* e
+        void* to
+        double shift, a
+        int64_t length
+        int streams
     const int SX_HAS_EXP_BLOCK
     void sx_exp_many_f32(const float* x, int64_t length, float k, float low, float* e)
     void sx_exp_many_f64(const double* x, int64_t length, double k, double low, double* e)
@@ -173,12 +181,17 @@ cdef extern from "exp_block.h" nogil:
     void sx_exp_and_sum_columns_f64(const double* x, int64_t classes, const double* k,
                                     const double* low, const double* places, const double* targets,
                                     double* e, double* rest, double* carry, double* e_places)
+    void sx_stream_line_f32(const float* e, int64_t length, float shift, float next_shift, float a,
+                            float* to)
+    void sx_stream_line_f64(const double* e, int64_t length, double shift, double next_shift,
+                            double a, double* to)
     double sx_exp_block_f32(const float* x, int64_t length, int64_t place_1, int64_t place_2, float k,
                             float low, const float* next, int64_t next_length, int64_t ahead,
-                            float* e, float* top, int64_t* start)
+                            sx_beside* beside, float* e, float* top, int64_t* start)
     double sx_exp_block_f64(const double* x, int64_t length, int64_t place_1, int64_t place_2,
                             double k, double low, const double* next, int64_t next_length,
-                            int64_t ahead, double* e, double* top, int64_t* start)
+                            int64_t ahead, sx_beside* beside, double* e, double* top,
+                            int64_t* start)
 
 cdef extern from "sixteen_lanes.h" nogil:
     float sx_widen_and_top(const uint16_t* p, int is_brain, int64_t length, float* to)
@@ -866,6 +879,15 @@ cdef struct Place:
     # Where the map of some rows stands.
     int64_t j
     int64_t k0
+    int64_t done    # elements of that block which are made already
+
+
+cdef inline void scale_run(const real* e, const sx_beside* beside, int64_t length,
+                           real* to) noexcept nogil:
+    if real is float:
+        sx_scale_run_f32(e, <float>beside.shift, <float>beside.a, length, to)
+    else:
+        sx_scale_run_f64(e, beside.shift, beside.a, length, to)
 
 
 cdef int map_next(const sx_call* call, Rows* rows, Place* at, const scaling* scale,
@@ -892,11 +914,77 @@ cdef int map_next(const sx_call* call, Rows* rows, Place* at, const scaling* sca
         out = <real*>(room + ROOM_OUT)
         map_given(call, rows, j, x, t, out, k0, length, scale, half, room)
         store_block(&call.out_map, rows.g[j] + k0 * stride, length, <const real*>out)
-    at.k0 = k0 + length
+    return pass_block(call, at, 0, control)
+
+
+cdef inline int pass_block(const sx_call* call, Place* at, int64_t done,
+                           sx_control* control) noexcept nogil:
+    cdef int64_t length = block_length(at.k0, call.n_classes)
+    at.done = done
+    at.k0 += length
     if at.k0 == call.n_classes:
         at.k0 = 0
-        at.j = j + 1
+        at.j += 1
     return sx_tick(control, length)
+
+
+cdef inline bint begin_beside(const sx_call* call, Rows* rows, const Place* at, sx_beside* beside,
+                              real* unused) noexcept nogil:
+    # Whether the next block of the map is kept e times a number, and made while another block's exp is:
+    # one stores while the other computes.
+    cdef int64_t j = at.j, k0 = at.k0, length = block_length(k0, call.n_classes), done = at.done
+    cdef const real* e
+    cdef real* to
+    if (not SX_HAS_EXP_BLOCK or j >= rows.count or rows.lane[j] != FAST or not is_plain(call)
+            or is_squared(call) or call.out_map.direct != SX_IN_PLACE or not is_narrow(rows.a[j])
+            or not has_kept(call, rows, j, k0, length, unused)):
+        return False
+    e = kept_block(rows, j, k0, length, unused)
+    to = <real*>rows.g[j] + k0
+    beside.shift = sx_pow2(kept_steps(rows, j, k0))
+    beside.a = rows.a[j]
+    beside.streams = call.streams
+    if call.streams and done == 0:
+        done = sx_before_line(to, sizeof(real), length)
+        scale_run(e, beside, done, to)
+    beside.e = e + done
+    beside.to = to + done
+    beside.length = length - done
+    return True
+
+
+cdef inline int end_beside(const sx_call* call, Rows* rows, Place* at, sx_beside* beside,
+                           sx_control* control, real* unused) noexcept nogil:
+    # What is left of it. A line that two blocks have goes past the caches whole: one that is written in
+    # parts is read first, and what follows waits for it. (Xeon, Granite Rapids: 0.12 of 0.6 ns an
+    # element.)
+    cdef int64_t j = at.j, k0 = at.k0 + block_length(at.k0, call.n_classes), line = LINE // sizeof(real)
+    cdef int64_t whole = beside.length, left = 0, length
+    cdef const real* e = <const real*>beside.e
+    cdef real* to = <real*>beside.to
+    cdef real shift
+    if beside.streams:
+        left = whole & (line - 1)
+        whole -= left
+        if real is float:
+            sx_stream_run_f32(e, <float>beside.shift, <float>beside.a, whole, to)
+        else:
+            sx_stream_run_f64(e, beside.shift, beside.a, whole, to)
+    else:
+        scale_run(e, beside, whole, to)
+    beside.length = 0
+    if left == 0:
+        return pass_block(call, at, 0, control)
+    length = block_length(k0, call.n_classes)
+    if length < line or not has_kept(call, rows, j, k0, length, unused):
+        scale_run(e + whole, beside, left, to + whole)
+        return pass_block(call, at, 0, control)
+    shift = <real>sx_pow2(kept_steps(rows, j, k0))
+    if real is float:
+        sx_stream_line_f32(e + whole, left, <float>beside.shift, shift, <float>beside.a, to + whole)
+    else:
+        sx_stream_line_f64(e + whole, left, beside.shift, shift, beside.a, to + whole)
+    return pass_block(call, at, line - left, control)
 
 
 cdef inline bint are_kept_alone(const sx_call* call) noexcept nogil:
@@ -949,20 +1037,17 @@ cdef int walk_rows(const sx_call* call, Rows* rows, Rows* before, Rows* second, 
                    const scaling* scale, const sx_scale* half, sx_control* control, char* room,
                    real* unused) noexcept nogil:
     # Classes side by side in memory, here and in the output: used where they are, or, of 16 bits,
-    # converted a block at a time. Where the map goes past the caches, it is that of the rows before,
-    # block by block in turn with the reduce, for one waits for memory and the other computes; else
-    # `before` is NULL, and the map finds these rows in the caches.
+    # converted a block at a time. The map is that of the rows before, block by block in turn with the
+    # reduce, for one waits for memory and the other computes; or `before` is NULL, and the map finds
+    # these rows in the caches.
     cdef int64_t j, b, k0, length, classes = call.n_classes
     cdef const real* x
     cdef const real* t
-    cdef Next next
+    cdef Next next = nothing_next()
     cdef real top
     cdef int64_t start
-    cdef Place at = Place(0, 0)
-    cdef bint fetches = fetches_output(call, unused)
-    next.top = 0.0
-    next.start = 0
-    next.x = NULL
+    cdef Place at = Place(0, 0, 0)
+    cdef bint fetches = fetches_output(call, unused), beside
     if sees_ahead(call):
         next.top = block_top(<const real*>rows.z[0], block_length(0, classes))
     for j in range(rows.count):
@@ -984,10 +1069,14 @@ cdef int walk_rows(const sx_call* call, Rows* rows, Rows* before, Rows* second, 
                     next.x = NULL
             if fetches and rows.g[j] != rows.z[j]:
                 sx_prefetch_far(rows.g[j] + k0 * sizeof(real), length * sizeof(real))
+            beside = before != NULL and begin_beside(call, before, &at, &next.beside, unused)
             reduce_given(call, rows, j, x, t, k0, length, top, start, &next, scale, half, room)
             if sx_tick(control, length):
                 return SX_STOPPED
-            if before != NULL and map_next(call, before, &at, scale, half, control, room, unused):
+            if beside:
+                if end_beside(call, before, &at, &next.beside, control, unused):
+                    return SX_STOPPED
+            elif before != NULL and map_next(call, before, &at, scale, half, control, room, unused):
                 return SX_STOPPED
     if before != NULL and map_rest(call, before, &at, scale, half, control, room, unused):
         return SX_STOPPED
@@ -998,10 +1087,10 @@ cdef int walk_rows(const sx_call* call, Rows* rows, Rows* before, Rows* second, 
     if second != NULL:
         share_sums(call, rows, second)
         head(call.second, second, first, scale)
-        at = Place(0, 0)
+        at = Place(0, 0, 0)
         if map_rest(call.second, second, &at, scale, half, control, room, unused):
             return SX_STOPPED
-    at = Place(0, 0)
+    at = Place(0, 0, 0)
     return map_rest(call, rows, &at, scale, half, control, room, unused)
 
 
@@ -1130,11 +1219,9 @@ cdef int walk_tiles(const sx_call* call, Rows* rows, Rows* second, int64_t first
     cdef real* tile = <real*>(room + ROOM_LOGITS)
     cdef real* soft = <real*>(room + ROOM_SOFT)
     cdef bint has_soft = call.soft.rows.data != NULL
-    cdef Next next
+    cdef Next next = nothing_next()
     cdef real top = 0
     cdef int64_t start = 0
-    next.x = NULL
-    next.length = 0
     for b in range(blocks_of(classes)):
         k0 = b * BLOCK
         length = block_length(k0, classes)
@@ -1173,6 +1260,20 @@ include "_points.pxi"
 include "_distillation.pxi"
 include "_split.pxi"
 
+cdef int64_t SECOND_CACHE = sx_second_cache()
+
+
+cdef inline bint goes_in_turn(const sx_call* call, int64_t together, real* unused) noexcept nogil:
+    # Whether the map of some rows is made while the next ones are reduced. The logits of both, and the e
+    # that are kept, should be found in an L2 then.
+    cdef int64_t row = call.n_classes * sizeof(real), span = together * row
+    cdef bint fits = row <= SX_KEPT and 2 * span + min(2 * span, SX_KEPT) <= SECOND_CACHE // 8 * 7
+    if call.streams:
+        return fits or row <= SX_KEPT // 2
+    return (fits and SX_HAS_EXP_BLOCK and call.n_classes >= STRIPE and is_plain(call)
+            and not is_squared(call) and call.out_map.direct == SX_IN_PLACE)
+
+
 cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* control,
                   const scaling* scale, real* unused) noexcept nogil:
     cdef Groups memory
@@ -1181,7 +1282,7 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
     cdef Rows* second = &groups[1] if call.second != NULL else NULL
     cdef sx_cursor cursor, second_cursor
     cdef sx_scale half
-    cdef Place start = Place(0, 0)
+    cdef Place start = Place(0, 0, 0)
     cdef char* room = sx_room()
     cdef char* kept = NULL
     cdef int64_t i, count, together, near, turn = 0, classes = call.n_classes
@@ -1211,8 +1312,7 @@ cdef int64_t walk(const sx_call* call, int64_t lo, int64_t hi, sx_control* contr
             together = min(max(near // classes, 1), GROUP)
         else:
             together = tile_rows(call, before, unused)
-    in_turn = (in_order and kept != NULL and call.streams and second == NULL
-               and classes * <int64_t>sizeof(real) <= SX_KEPT // 2)
+    in_turn = in_order and kept != NULL and second == NULL and goes_in_turn(call, together, unused)
     for turn in range(2):
         rows = &groups[turn]
         rows.count = 0

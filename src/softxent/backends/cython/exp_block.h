@@ -10,6 +10,19 @@
 
 #include "lanes.h"
 
+/* A map that is made beside something else: `length` kept e times a power of two, times a, + 0, into
+   `to`; past the caches if `streams`, and `to` begins at a line then. What is made is taken off. */
+typedef struct {
+    const void *e;
+    void *to;
+    double shift, a;
+    int64_t length;
+    int streams;
+} sx_beside;
+
+/* How far ahead of it, in bytes, kept e and the output are fetched from an L2. */
+#define SX_BESIDE_AHEAD 1024
+
 #if SX_HAS_VECTORS
 #define SX_HAS_EXP_BLOCK 1
 
@@ -94,8 +107,12 @@ SX_INLINE double sx_fold_vectors(sx_vector_f64 *v, int count)
 #define sx_top_columns_f64(x, classes, tops, places) (void)0
 #define sx_exp_and_sum_columns_f32(x, classes, k, low, places, targets, e, rest, carry, e_places) (void)0
 #define sx_exp_and_sum_columns_f64(x, classes, k, low, places, targets, e, rest, carry, e_places) (void)0
-#define sx_exp_block_f32(x, length, place_1, place_2, k, low, next, next_length, ahead, e, top, start) 0
-#define sx_exp_block_f64(x, length, place_1, place_2, k, low, next, next_length, ahead, e, top, start) 0
+#define sx_stream_line_f32(e, length, shift, next_shift, a, to) (void)0
+#define sx_stream_line_f64(e, length, shift, next_shift, a, to) (void)0
+#define sx_exp_block_f32(x, length, place_1, place_2, k, low, next, next_length, ahead, beside, e, top, \
+                         start) 0
+#define sx_exp_block_f64(x, length, place_1, place_2, k, low, next, next_length, ahead, beside, e, top, \
+                         start) 0
 #endif
 
 #endif
