@@ -44,13 +44,15 @@ SX_INLINE float sx_widen_part(const uint16_t *from, int is_brain, int64_t length
     __m512 low = _mm512_set1_ps(-INFINITY), top[4] = {low, low, low, low};
     int64_t i = 0;
     int v;
-    for (; i + SX_LANES <= length; i += SX_LANES)
+    for (; i + SX_LANES <= length; i += SX_LANES) {
+        sx_prefetch((const char *)(from + i) + SX_SIXTEEN_AHEAD, SX_LANES * sizeof(uint16_t));
         for (v = 0; v < 4; v++) {
             __m512 x = sx_f32x16_of_sixteen(
                 _mm256_loadu_si256((const __m256i *)(from + i + 16 * v)), is_brain);
             _mm512_storeu_ps(to + i + 16 * v, x);
             top[v] = _mm512_max_ps(x, top[v]);
         }
+    }
     for (v = 0; v < 4 && i + 16 * v < length; v++) {
         __mmask16 m = (__mmask16)(sx_first_lanes(length - i) >> 16 * v);
         __m512 x = sx_f32x16_of_sixteen(_mm256_maskz_loadu_epi16(m, from + i + 16 * v), is_brain);
