@@ -228,18 +228,40 @@ cdef void reduce_given(const sx_call* call, Rows* rows, int64_t j, const real* x
     reduce_block(call, rows, j, x, t, k0, length, top, start, next, scale, room)
 
 
-cdef bint map_sixteen(const sx_call* call, Rows* rows, int64_t j, int64_t k0, int64_t length,
+cdef bint map_sixteen(const sx_call* call, Rows* rows, const Place* at, int64_t length, int64_t* done,
                       real* unused) noexcept nogil:
-    # The map of kept e into 16 bits; False: not such a map.
+    # The map of kept e into 16 bits; False: not such a map. done: elements of the next block that are
+    # made with it, for they share a line.
+    cdef int64_t j = at.j, k0 = at.k0, first = 0, line, size = sizeof(uint16_t)
+    cdef bint brain = call.out_map.rows.type & SX_TYPE_BRAIN != 0
+    cdef float shift, a
+    cdef float part[LINE]
+    cdef const float* e
+    cdef uint16_t* to
     if real is float:
         if (call.out_map.direct != SX_SIXTEEN or rows.lane[j] != FAST or is_squared(call)
                 or call.soft.rows.data != NULL or call.smoothing > 0.0
                 or not has_kept(call, rows, j, k0, length, unused)):
             return False
-        sx_scale_run_sixteen(kept_block(rows, j, k0, length, unused),
-                             <float>sx_pow2(kept_steps(rows, j, k0)), <float>rows.a[j], length,
-                             call.out_map.rows.type & SX_TYPE_BRAIN != 0, call.streams,
-                             <uint16_t*>(rows.g[j] + k0 * sizeof(uint16_t)))
+        e = kept_block(rows, j, k0, length, unused)
+        to = <uint16_t*>(rows.g[j] + k0 * size)
+        shift = <float>sx_pow2(kept_steps(rows, j, k0))
+        a = <float>rows.a[j]
+        if call.streams and at.done >= 0:
+            first = at.done
+            done[0] = shared_line(to + length, size, call.n_classes - k0 - length)
+            k0 += length
+            if done[0] > 0 and (a != a or not has_kept(
+                    call, rows, j, k0, block_length(k0, call.n_classes), unused)):
+                done[0] = 0
+        if done[0] > 0:
+            line = LINE // size - done[0]
+            length -= line
+            sx_scale_run_f32(e + length, shift, a, line, part)
+            sx_scale_run_f32(e + length + line, <float>sx_pow2(kept_steps(rows, j, k0)), a, done[0],
+                             part + line)
+            sx_scale_run_sixteen(part, 1, 1, line + done[0], brain, True, to + length)
+        sx_scale_run_sixteen(e + first, shift, a, length - first, brain, call.streams, to + first)
         return True
     else:
         return False

@@ -139,6 +139,7 @@ cdef int split_map(const sx_call* call, Split* split, int64_t lo, int64_t hi, sx
     for u in range(lo, hi):
         at.j = u // blocks
         at.k0 = (u - at.j * blocks) * BLOCK
+        at.done = -1
         length = block_length(at.k0, call.n_classes)
         e = split_e(call, split, u, at.j, at.k0, length, unused)
         steps = split.parts[u].n - split.rows.n[at.j]

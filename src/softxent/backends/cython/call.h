@@ -311,7 +311,7 @@ typedef SX_ALIGNED int64_t sx_line;
 
 /* Once a thread, and not on its stack, which its owner may have made small. */
 
-#define SX_ROOM 323584 /* two tiles of 130 KiB, seven blocks of 8 (_walk.pxi, ROOM_...) */
+#define SX_ROOM 324096 /* two tiles of 130 KiB, seven blocks of 8, a line more (_walk.pxi, ROOM_...) */
 
 /* Nothing in it outlives an sx_tick: a signal handler may run another walk in this thread there. */
 static inline char *sx_room(void)
