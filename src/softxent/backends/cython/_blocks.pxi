@@ -68,16 +68,16 @@ cdef void gather(const sx_matrix* matrix, char** rows, int64_t count, int64_t k0
     cdef const real* p
     if matrix.direct == SX_STRIDED and are_neighbours(rows, count, sizeof(real)):
         if class_pitch == 1:
-            whole = count & ~<int64_t>7
+            whole = count if count >= 8 else 0
             if real is float:
                 done = sx_rows_of_classes_f32(rows[0] + k0 * stride, stride, whole, length, row_pitch,
                                               ahead, tile)
             else:
                 done = sx_rows_of_classes_f64(rows[0] + k0 * stride, stride, whole, length, row_pitch,
                                               ahead, tile)
-        for k in range(done if whole == count else 0, length):
+        for k in range(done if whole > 0 else 0, length):
             p = <const real*>(rows[0] + (k0 + k) * stride)
-            for j in range(whole if k < done else 0, count):
+            for j in range(count):
                 tile[j * row_pitch + k * class_pitch] = p[j]
         return
     if class_pitch == GROUP:
@@ -121,16 +121,16 @@ cdef void scatter(const sx_matrix* matrix, char** rows, int64_t count, int64_t k
         return
     if matrix.direct == SX_STRIDED and are_neighbours(rows, count, sizeof(real)):
         if class_pitch == 1:
-            whole = count & ~<int64_t>7
+            whole = count if count >= 8 else 0
             if real is float:
                 done = sx_classes_of_rows_f32(tile, row_pitch, whole, length, rows[0] + k0 * stride,
                                               stride, ahead)
             else:
                 done = sx_classes_of_rows_f64(tile, row_pitch, whole, length, rows[0] + k0 * stride,
                                               stride, ahead)
-        for k in range(done if whole == count else 0, length):
+        for k in range(done if whole > 0 else 0, length):
             p = <real*>(rows[0] + (k0 + k) * stride)
-            for j in range(whole if k < done else 0, count):
+            for j in range(count):
                 p[j] = tile[j * row_pitch + k * class_pitch]
         return
     if class_pitch == GROUP:

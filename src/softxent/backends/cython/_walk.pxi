@@ -1175,12 +1175,13 @@ cdef bint map_by_class(const sx_call* call, Rows* rows, const scaling* scale, sx
     cdef int64_t stride = call.logits.class_stride, to_stride = call.out_map.class_stride
     cdef int64_t ahead = fetched_ahead(call, &call.logits, count)
     cdef int64_t to_ahead = fetched_ahead(call, &call.out_map, count)
-    if (not is_by_class(call, scale, unused) or count * <int64_t>sizeof(real) % LINE
+    if (not is_by_class(call, scale, unused)
             or not are_neighbours(rows.z, count, sizeof(real))
             or not are_neighbours(rows.g, count, sizeof(real))):
         return False
-    for j in range(count):
+    for j in range(GROUP):
         k[j] = low[j] = a[j] = 0
+    for j in range(count):
         if rows.lane[j] == FAST and is_narrow(rows.a[j]):
             power_of(rows.n[j], &k[j], &low[j], scale)
             a[j] = <real>rows.a[j]

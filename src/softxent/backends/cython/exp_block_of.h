@@ -80,15 +80,17 @@ SX_INLINE int64_t SX_OF(sx_exp_times_many)(const SX_REAL *x, int64_t length, SX_
     return j;
 }
 
-/* Class-major: of the `vectors` of rows side by side at `at`, and of `length` classes `stride` bytes
-   apart, e a to `to`, the same memory or apart: each row has a k, a low and an a. What lies `ahead` and
-   `to_ahead` bytes behind either is fetched. */
+/* Class-major: of the `vectors` of rows side by side at `at`, or of the first `rows` of one vector, and
+   of `length` classes `stride` bytes apart, e a to `to`, the same memory or apart: each row has a k, a
+   low and an a. What lies `ahead` and `to_ahead` bytes behind either is fetched. */
 SX_INLINE void SX_OF(sx_exp_times_some)(const char *at, int64_t stride, int64_t length,
                                         const SX_REAL *k, const SX_REAL *low, const SX_REAL *a, char *to,
                                         int64_t to_stride, int64_t ahead, int64_t to_ahead,
-                                        const int vectors)
+                                        const int vectors, const int64_t rows)
 {
     SX_VECTOR of_k[4], of_low[4], of_a[4], v[4];
+    const SX_MASK these = SX_OF(sx_first)(rows);
+    const int all = rows == SX_WIDTH;
     int64_t c;
     int i;
     SX_EACH of_k[i] = SX_DO(loadu)(k + i % vectors * SX_WIDTH);
@@ -105,26 +107,35 @@ SX_INLINE void SX_OF(sx_exp_times_some)(const char *at, int64_t stride, int64_t 
         }
         SX_EACH __builtin_prefetch(from[i] + ahead, 0, 2);
         SX_EACH __builtin_prefetch(into[i] + to_ahead, 1, 2);
-        SX_EACH v[i] = SX_DO(loadu)((const SX_REAL *)from[i]);
+        SX_EACH v[i] = all ? SX_DO(loadu)((const SX_REAL *)from[i])
+                           : SX_OF(sx_masked_load)((const SX_REAL *)from[i], these, SX_DO(setzero)());
         SX_OF(sx_exp_vectors)(v, of_k, of_low, v);
-        SX_EACH SX_DO(storeu)((SX_REAL *)into[i], SX_DO(fmadd)(v[i], of_a[i], SX_DO(setzero)()));
+        SX_EACH v[i] = SX_DO(fmadd)(v[i], of_a[i], SX_DO(setzero)());
+        if (all)
+            SX_EACH SX_DO(storeu)((SX_REAL *)into[i], v[i]);
+        else
+            SX_EACH SX_OF(sx_masked_store)((SX_REAL *)into[i], these, v[i]);
     }
 }
 
-/* Of `count` rows, whole lines of memory. */
+/* Of `count` rows; there are a k, a low and an a for whole vectors. */
 static void SX_OF(sx_exp_times_classes)(const char *at, int64_t stride, int64_t count, int64_t length,
                                         const SX_REAL *k, const SX_REAL *low, const SX_REAL *a, char *to,
                                         int64_t to_stride, int64_t ahead, int64_t to_ahead)
 {
     int64_t j = 0;
-#define SX_ROWS_OF(vectors)                                                                           \
-    for (; j + vectors * SX_WIDTH <= count; j += vectors * SX_WIDTH)                                  \
-        SX_OF(sx_exp_times_some)(at + j * sizeof(SX_REAL), stride, length, k + j, low + j, a + j,     \
-                                 to + j * sizeof(SX_REAL), to_stride, ahead, to_ahead, vectors)
-    SX_ROWS_OF(4);
-    SX_ROWS_OF(2);
-    SX_ROWS_OF(1);
-#undef SX_ROWS_OF
+#define SX_ROWS(vectors, rows)                                                                        \
+    SX_OF(sx_exp_times_some)(at + j * sizeof(SX_REAL), stride, length, k + j, low + j, a + j,         \
+                             to + j * sizeof(SX_REAL), to_stride, ahead, to_ahead, vectors, rows)
+    for (; j + 4 * SX_WIDTH <= count; j += 4 * SX_WIDTH)
+        SX_ROWS(4, SX_WIDTH);
+    for (; j + 2 * SX_WIDTH <= count; j += 2 * SX_WIDTH)
+        SX_ROWS(2, SX_WIDTH);
+    for (; j + SX_WIDTH <= count; j += SX_WIDTH)
+        SX_ROWS(1, SX_WIDTH);
+    if (j < count)
+        SX_ROWS(1, count - j);
+#undef SX_ROWS
 }
 
 /* 32 rows, or as many as four vectors have: */

@@ -613,17 +613,19 @@ static SX_NOINLINE void sx_rows_of_columns_f64(const double *columns, int64_t co
 }
 
 /* Class-major logits: class k of row j at `at` + k stride bytes + j; from and to `tile`, row j's classes
-   side by side, rows `pitch` apart. `count` rows, a multiple of eight; `length` classes, of which whole
-   squares are done: returns how many. What lies `ahead` bytes from there is fetched: each class is a line
+   side by side, rows `pitch` apart. `count` rows, eight at least; `length` classes, of which whole
+   squares are done: returns how many. Rows that are no whole square are in one with rows before them. What lies `ahead` bytes from there is fetched: each class is a line
    of its own, far from the others, which no processor foresees. (Fetching the next rows, EPYC, v4, one
    thread: 20,000 x 128 with gradient 5.1 to 2.9 ms, 2,000 x 1,000 of doubles 7.6 to 4.1.) */
+#define SX_EACH_SQUARE(n) for (j = 0; j < count; j = j + 2 * n <= count || j + n == count ? j + n : count - n)
+
 SX_INLINE int64_t sx_rows_of_classes_f32(const char *at, int64_t stride, int64_t count, int64_t length,
                                          int64_t pitch, int64_t ahead, float *tile)
 {
     int64_t j, k;
     int i;
     for (k = 0; k + 8 <= length; k += 8)
-        for (j = 0; j < count; j += 8) {
+        SX_EACH_SQUARE(8) {
             sx_f32x8 v[8];
             for (i = 0; i < 8; i++) {
                 v[i] = *(const sx_f32x8 *)((const float *)(at + (k + i) * stride) + j);
@@ -642,7 +644,7 @@ SX_INLINE int64_t sx_classes_of_rows_f32(const float *tile, int64_t pitch, int64
     int64_t j, k;
     int i;
     for (k = 0; k + 8 <= length; k += 8)
-        for (j = 0; j < count; j += 8) {
+        SX_EACH_SQUARE(8) {
             sx_f32x8 v[8];
             for (i = 0; i < 8; i++)
                 v[i] = *(const sx_f32x8 *)(tile + (j + i) * pitch + k);
@@ -661,7 +663,7 @@ SX_INLINE int64_t sx_rows_of_classes_f64(const char *at, int64_t stride, int64_t
     int64_t j, k;
     int i;
     for (k = 0; k + 4 <= length; k += 4)
-        for (j = 0; j < count; j += 4) {
+        SX_EACH_SQUARE(4) {
             sx_f64x4 v[4];
             for (i = 0; i < 4; i++) {
                 v[i] = *(const sx_f64x4 *)((const double *)(at + (k + i) * stride) + j);
@@ -680,7 +682,7 @@ SX_INLINE int64_t sx_classes_of_rows_f64(const double *tile, int64_t pitch, int6
     int64_t j, k;
     int i;
     for (k = 0; k + 4 <= length; k += 4)
-        for (j = 0; j < count; j += 4) {
+        SX_EACH_SQUARE(4) {
             sx_f64x4 v[4];
             for (i = 0; i < 4; i++)
                 v[i] = *(const sx_f64x4 *)(tile + (j + i) * pitch + k);

@@ -42,6 +42,16 @@ SX_INLINE sx_vector_f64 sx_masked_load_f64(const double *x, sx_mask_f64 which, s
     return _mm512_mask_loadu_pd(other, which, x);
 }
 
+SX_INLINE void sx_masked_store_f32(float *x, sx_mask_f32 which, sx_vector_f32 v)
+{
+    _mm512_mask_storeu_ps(x, which, v);
+}
+
+SX_INLINE void sx_masked_store_f64(double *x, sx_mask_f64 which, sx_vector_f64 v)
+{
+    _mm512_mask_storeu_pd(x, which, v);
+}
+
 SX_INLINE sx_mask_f32 sx_larger_f32(sx_vector_f32 a, sx_vector_f32 b)
 {
     return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
@@ -192,6 +202,16 @@ SX_INLINE sx_vector_f32 sx_masked_load_f32(const float *x, sx_mask_f32 which, sx
 SX_INLINE sx_vector_f64 sx_masked_load_f64(const double *x, sx_mask_f64 which, sx_vector_f64 other)
 {
     return sx_choose_f64(which, _mm256_maskload_pd(x, which), other);
+}
+
+SX_INLINE void sx_masked_store_f32(float *x, sx_mask_f32 which, sx_vector_f32 v)
+{
+    _mm256_maskstore_ps(x, which, v);
+}
+
+SX_INLINE void sx_masked_store_f64(double *x, sx_mask_f64 which, sx_vector_f64 v)
+{
+    _mm256_maskstore_pd(x, which, v);
 }
 
 SX_INLINE sx_mask_f32 sx_larger_f32(sx_vector_f32 a, sx_vector_f32 b)
