@@ -23,6 +23,9 @@ typedef struct {
 /* How far ahead of it, in bytes, kept e and the output are fetched from an L2. */
 #define SX_BESIDE_AHEAD 1024
 
+/* The same for logits whose exp is taken again, of a row that an L2 does not hold. */
+#define SX_AGAIN_AHEAD 4096
+
 #if SX_HAS_VECTORS
 #define SX_HAS_EXP_BLOCK 1
 

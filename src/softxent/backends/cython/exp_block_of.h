@@ -74,6 +74,7 @@ SX_INLINE int64_t SX_OF(sx_exp_times_many)(const SX_REAL *x, int64_t length, SX_
     int i;
     SX_EACH all_k[i] = SX_DO(set1)(k), all_low[i] = SX_DO(set1)(low);
     for (j = 0; j + 4 * SX_WIDTH <= length; j += 4 * SX_WIDTH) {
+        sx_prefetch((const char *)(x + j) + SX_AGAIN_AHEAD, 4 * SX_WIDTH * sizeof(SX_REAL));
         SX_OF(sx_exp_four)(x + j, all_k, all_low, v);
         SX_EACH SX_DO(storeu)(to + j + i * SX_WIDTH, SX_DO(fmadd)(v[i], all_a, SX_DO(setzero)()));
     }
