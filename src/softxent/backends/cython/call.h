@@ -326,7 +326,7 @@ static inline char *sx_room(void)
 #define SX_KEPT 622592
 
 /* Bytes of this processor's second cache; where the C library does not say, of a small one. */
-static int64_t sx_second_cache(void)
+static inline int64_t sx_second_cache(void)
 {
     long size = 0;
 #if defined(_SC_LEVEL2_CACHE_SIZE)
