@@ -279,6 +279,12 @@ cdef void finish_apart(const sx_call* call, Rows* rows) noexcept nogil:
 
 cdef void store_values(const sx_call* call, Rows* rows, int64_t first) noexcept nogil:
     cdef int64_t j
+    if are_fast(rows) and call.out_rows_is_double and not has_row_weights(call):
+        # What was computed without subnormals is none.
+        if call.out_rows != NULL:
+            for j in range(rows.count):
+                (<double*>call.out_rows)[first + j] = rows.value[j]
+        return
     # A weighted loss below the smallest normal number is nobody's subnormal probability.
     sx_float_subnormals(True)
     if are_fast(rows):

@@ -612,14 +612,15 @@ static SX_NOINLINE void sx_rows_of_columns_f64(const double *columns, int64_t co
         memcpy(rows + (count - 1) * classes, last, classes * sizeof(double));
 }
 
-/* Class-major logits: class k of row j at `at` + k stride bytes + j; from and to `tile`, row j's classes
-   side by side, rows `pitch` apart. `count` rows, eight at least; `length` classes, of which whole
-   squares are done: returns how many. Rows that are no whole square are in one with rows before them. What lies `ahead` bytes from there is fetched: each class is a line
-   of its own, far from the others, which no processor foresees. (Fetching the next rows, EPYC, v4, one
-   thread: 20,000 x 128 with gradient 5.1 to 2.9 ms, 2,000 x 1,000 of doubles 7.6 to 4.1.) */
 #define SX_EACH_SQUARE(n)                                                                             \
     for (j = 0; j < count; j = j + 2 * n <= count || j + n == count ? j + n : count - n)
 
+/* Class-major logits: class k of row j at `at` + k stride bytes + j; from and to `tile`, row j's classes
+   side by side, rows `pitch` apart. `count` rows, eight at least; `length` classes, of which whole
+   squares are done: returns how many. Rows that are no whole square are in one with rows before them.
+   What lies `ahead` bytes from there is fetched: each class is a line of its own, far from the others,
+   which no processor foresees. (Fetching the next rows, EPYC, v4, one thread: 20,000 x 128 with gradient
+   5.1 to 2.9 ms, 2,000 x 1,000 of doubles 7.6 to 4.1.) */
 SX_INLINE int64_t sx_rows_of_classes_f32(const char *at, int64_t stride, int64_t count, int64_t length,
                                          int64_t pitch, int64_t ahead, float *tile)
 {
