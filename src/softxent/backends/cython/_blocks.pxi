@@ -249,11 +249,9 @@ cdef bint map_sixteen(const sx_call* call, Rows* rows, const Place* at, int64_t 
         a = <float>rows.a[j]
         if call.streams and at.done >= 0:
             first = at.done
-            done[0] = shared_line(to + length, size, call.n_classes - k0 - length)
             k0 += length
-            if done[0] > 0 and (a != a or not has_kept(
-                    call, rows, j, k0, block_length(k0, call.n_classes), unused)):
-                done[0] = 0
+            if a == a:
+                done[0] = shared_kept_line(call, rows, j, k0, to + length, size, unused)
         if done[0] > 0:
             line = LINE // size - done[0]
             length -= line

@@ -14,6 +14,21 @@ cdef inline real widely(real e, double factor, double slope) noexcept nogil:
     return <real>times(slope, times(e, factor))
 
 
+cdef inline void store_products(const real* e, real shift, double a, int64_t length, bint streams,
+                                real* out) noexcept nogil:
+    # e times a power of two, times a; past the caches if `streams`.
+    if real is float:
+        if streams:
+            sx_stream_run_f32(e, shift, <float>a, length, out)
+        else:
+            sx_scale_run_f32(e, shift, <float>a, length, out)
+    else:
+        if streams:
+            sx_stream_run_f64(e, shift, a, length, out)
+        else:
+            sx_scale_run_f64(e, shift, a, length, out)
+
+
 cdef void map_run(const sx_call* call, Rows* rows, int64_t j, const real* x, const real* slope,
                   real* out, int64_t k0, int64_t length, const scaling* scale, bint last,
                   char* room) noexcept nogil:
@@ -47,16 +62,7 @@ cdef void map_run(const sx_call* call, Rows* rows, int64_t j, const real* x, con
                 exp_part(x + i, min(length - i, STRIPE), k, low, scale, e + i)
                 i += STRIPE
     if e != NULL:
-        if real is float:
-            if last and call.streams:
-                sx_stream_run_f32(e, shift, <float>rows.a[j], length, out)
-            else:
-                sx_scale_run_f32(e, shift, <float>rows.a[j], length, out)
-        else:
-            if last and call.streams:
-                sx_stream_run_f64(e, shift, rows.a[j], length, out)
-            else:
-                sx_scale_run_f64(e, shift, rows.a[j], length, out)
+        store_products(e, shift, rows.a[j], length, last and call.streams != 0, out)
     else:
         # exp and product in one loop: one computes while the other stores.
         a = <real>rows.a[j]

@@ -147,10 +147,7 @@ cdef int split_map(const sx_call* call, Split* split, int64_t lo, int64_t hi, sx
                 and is_narrow(split.rows.a[at.j]) and least_shift(unused) <= steps <= 0.0):
             to = split.rows.g[at.j] + at.k0 * call.out_map.class_stride
             out = <real*>to if call.out_map.direct == SX_IN_PLACE else e
-            if real is float:
-                sx_scale_run_f32(e, <float>sx_pow2(steps), <float>split.rows.a[at.j], length, out)
-            else:
-                sx_scale_run_f64(e, sx_pow2(steps), split.rows.a[at.j], length, out)
+            store_products(e, <real>sx_pow2(steps), split.rows.a[at.j], length, False, out)
             if out == e and to != <char*>e:
                 store_block(&call.out_map, to, length, <const real*>e)
             if sx_tick(control, length):

@@ -890,14 +890,6 @@ cdef struct Place:
     int64_t done    # elements of that block which are made already; -1: a block by itself
 
 
-cdef inline void scale_run(const real* e, const sx_beside* beside, int64_t length,
-                           real* to) noexcept nogil:
-    if real is float:
-        sx_scale_run_f32(e, <float>beside.shift, <float>beside.a, length, to)
-    else:
-        sx_scale_run_f64(e, beside.shift, beside.a, length, to)
-
-
 cdef inline int64_t shared_line(const void* to, int64_t size, int64_t left) noexcept nogil:
     # How many elements of the next block are in the line that ends the one before `to`, if there are
     # that many. Past the caches such a line goes whole: one that is written in parts is read first, and
@@ -905,12 +897,19 @@ cdef inline int64_t shared_line(const void* to, int64_t size, int64_t left) noex
     return sx_before_line(to, size, left) if left >= LINE // size else 0
 
 
-cdef inline bint is_exp_again(const sx_call* call, Rows* rows, int64_t j, int64_t k0, int64_t length,
-                              real* unused) noexcept nogil:
-    # Whether a block's map is exp of its logits times a number.
-    return (rows.lane[j] == FAST and call.logits.direct == SX_IN_PLACE and keeps(call)
-            and is_plain(call) and not is_squared(call) and is_narrow(rows.a[j])
-            and not has_kept(call, rows, j, k0, length, unused))
+cdef inline int64_t shared_kept_line(const sx_call* call, Rows* rows, int64_t j, int64_t k0,
+                                     const void* to, int64_t size, real* unused) noexcept nogil:
+    # The same of kept e; k0: where the next block begins.
+    cdef int64_t done = shared_line(to, size, call.n_classes - k0)
+    if done > 0 and has_kept(call, rows, j, k0, block_length(k0, call.n_classes), unused):
+        return done
+    return 0
+
+
+cdef inline bint is_product(const sx_call* call, Rows* rows, int64_t j) noexcept nogil:
+    # Whether a row's map is its e times a number.
+    return (rows.lane[j] == FAST and keeps(call) and is_plain(call) and not is_squared(call)
+            and is_narrow(rows.a[j]))
 
 
 cdef int map_next(const sx_call* call, Rows* rows, Place* at, const scaling* scale,
@@ -931,7 +930,8 @@ cdef int map_next(const sx_call* call, Rows* rows, Place* at, const scaling* sca
     if call.out_map.direct == SX_IN_PLACE:
         out = <real*>(rows.g[j] + k0 * stride)
         first = 0
-        if call.streams and at.done >= 0 and is_exp_again(call, rows, j, k0, length, unused):
+        if (call.streams and at.done >= 0 and call.logits.direct == SX_IN_PLACE
+                and is_product(call, rows, j) and not has_kept(call, rows, j, k0, length, unused)):
             # To where a line ends: any of the row's e may be taken over its own power.
             first = at.done
             done = shared_line(out + length, sizeof(real), call.n_classes - k0 - length)
@@ -964,9 +964,8 @@ cdef inline bint begin_beside(const sx_call* call, Rows* rows, const Place* at, 
     cdef int64_t j = at.j, k0 = at.k0, length = block_length(k0, call.n_classes), done = at.done
     cdef const real* e
     cdef real* to
-    if (not SX_HAS_EXP_BLOCK or j >= rows.count or rows.lane[j] != FAST or not is_plain(call)
-            or is_squared(call) or call.out_map.direct != SX_IN_PLACE or not is_narrow(rows.a[j])
-            or not has_kept(call, rows, j, k0, length, unused)):
+    if (not SX_HAS_EXP_BLOCK or j >= rows.count or call.out_map.direct != SX_IN_PLACE
+            or not is_product(call, rows, j) or not has_kept(call, rows, j, k0, length, unused)):
         return False
     e = kept_block(rows, j, k0, length, unused)
     to = <real*>rows.g[j] + k0
@@ -975,7 +974,7 @@ cdef inline bint begin_beside(const sx_call* call, Rows* rows, const Place* at, 
     beside.streams = call.streams
     if call.streams and done == 0:
         done = sx_before_line(to, sizeof(real), length)
-        scale_run(e, beside, done, to)
+        store_products(e, <real>beside.shift, beside.a, done, False, to)
     beside.e = e + done
     beside.to = to + done
     beside.length = length - done
@@ -990,9 +989,7 @@ cdef inline int end_beside(const sx_call* call, Rows* rows, Place* at, sx_beside
     cdef real* to = <real*>beside.to
     cdef real shift
     if beside.streams:
-        done = shared_line(to + beside.length, sizeof(real), call.n_classes - k0)
-        if done > 0 and not has_kept(call, rows, j, k0, block_length(k0, call.n_classes), unused):
-            done = 0
+        done = shared_kept_line(call, rows, j, k0, to + beside.length, sizeof(real), unused)
     if done > 0:
         line = LINE // sizeof(real) - done
         beside.length -= line
@@ -1003,12 +1000,7 @@ cdef inline int end_beside(const sx_call* call, Rows* rows, Place* at, sx_beside
         else:
             sx_stream_line_f64(e + beside.length, line, beside.shift, shift, beside.a,
                                to + beside.length)
-    if not beside.streams:
-        scale_run(e, beside, beside.length, to)
-    elif real is float:
-        sx_stream_run_f32(e, <float>beside.shift, <float>beside.a, beside.length, to)
-    else:
-        sx_stream_run_f64(e, beside.shift, beside.a, beside.length, to)
+    store_products(e, <real>beside.shift, beside.a, beside.length, beside.streams != 0, to)
     beside.length = 0
     return pass_block(call, at, done, control)
 
@@ -1029,10 +1021,7 @@ cdef inline bint map_kept(const sx_call* call, Rows* rows, int64_t j, real* unus
     steps = kept_steps(rows, j, 0)
     if not least_shift(unused) <= steps <= 0.0:
         return False
-    if real is float:
-        sx_scale_run_f32(e, <float>sx_pow2(steps), <float>rows.a[j], classes, <float*>rows.g[j])
-    else:
-        sx_scale_run_f64(e, sx_pow2(steps), rows.a[j], classes, <double*>rows.g[j])
+    store_products(e, <real>sx_pow2(steps), rows.a[j], classes, False, <real*>rows.g[j])
     return True
 
 

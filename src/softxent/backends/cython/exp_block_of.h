@@ -394,7 +394,7 @@ SX_INLINE void SX_OF(sx_step_beside)(const SX_REAL **e, SX_REAL **to, int64_t *l
         return;
     sx_prefetch((const char *)*e + SX_BESIDE_AHEAD, 4 * SX_WIDTH * sizeof(SX_REAL));
     if (how == 1)
-        sx_prefetch_to_write((const char *)*to + SX_BESIDE_AHEAD, 4 * SX_WIDTH * sizeof(SX_REAL));
+        sx_prefetch((const char *)*to + SX_BESIDE_AHEAD, 4 * SX_WIDTH * sizeof(SX_REAL));
     SX_EACH v[i] = SX_DO(mul)(SX_DO(loadu)(*e + i * SX_WIDTH), shift);
     SX_EACH v[i] = SX_DO(fmadd)(v[i], a, SX_DO(setzero)());
     if (how == 2)

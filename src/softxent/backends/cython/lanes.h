@@ -26,19 +26,7 @@ SX_INLINE void sx_prefetch(const char *p, int64_t bytes)
 #endif
 }
 
-/* The same for what will be written. */
-SX_INLINE void sx_prefetch_to_write(const char *p, int64_t bytes)
-{
-#if defined(__GNUC__)
-    int64_t i;
-    for (i = 0; i < bytes; i += SX_LINE)
-        __builtin_prefetch(p + i, 1, 3);
-#else
-    (void)p, (void)bytes;
-#endif
-}
-
-/* The first into the second cache alone: a lot of it would push out what is at work in the first. */
+/* The same into the second cache alone: a lot of it would push out what is at work in the first. */
 SX_INLINE void sx_prefetch_far(const char *p, int64_t bytes)
 {
 #if defined(__GNUC__)
